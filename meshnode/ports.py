@@ -1,0 +1,160 @@
+"""What the brain's hands look like from inside: Protocols of at most five methods, and the values that pass them.
+
+Only ids, token arrays and page bytes cross the Engine port, so that a child process or a GPU could stand there; only
+frames of bytes cross the Transport port, so that libp2p's types never leave its one file. Beside every real
+implementation stands a fake that passes the same contract test.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from meshnode.ids import Digest, PeerId, SessionId
+
+if TYPE_CHECKING:  # the port speaks of trio's channels; the pure layers never run them
+    import trio
+
+
+# --------------------------------------------------------------------------------------------------------- transport
+
+
+class Lane(enum.IntEnum):
+    """Three connections per pair of peers: signalling, media and bulk never queue behind one another (SS7)."""
+
+    SIGNAL = 0
+    MEDIA = 1
+    BULK = 2
+
+
+FRAME_BYTES_MAX = {Lane.SIGNAL: 1 << 20, Lane.MEDIA: 1 << 20, Lane.BULK: 8 << 20}
+"""A longer frame is a PeerError before any memory is taken for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """The first link of this lane with this peer stands; whoever dialled, both sides may use it."""
+
+    peer: PeerId
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The last link of this lane with this peer ended (end of stream, reset, or our own close)."""
+
+    peer: PeerId
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One whole frame, from an authenticated peer. Frames of one lane arrive in the order they were sent."""
+
+    peer: PeerId
+    lane: Lane
+    data: bytes
+
+
+NetEvent = LinkUp | LinkDown | Frame
+
+
+class Transport(Protocol):
+    """Frames between authenticated peers. Nothing here retries, heals or understands: that is the brain's work."""
+
+    me: PeerId
+    addresses: tuple[str, ...]
+    """Multiaddrs that end in /p2p/ID; complete once `run` has started."""
+    events: trio.MemoryReceiveChannel[NetEvent]
+    """Everything that happens, in order. Bounded: a reader that stops reading stops the peers, not the memory."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Listen and serve until cancelled; `task_status.started()` once the addresses are known."""
+
+    async def dial(self, peer: PeerId, addresses: Sequence[str], lane: Lane) -> None:
+        """Make a link of this lane unless one stands; each address in turn. Raises Unreachable."""
+
+    def send_nowait(self, peer: PeerId, lane: Lane, frame: bytes) -> None:
+        """Queue a frame. Raises Unreachable without a link, trio.WouldBlock if the lane's queue is full."""
+
+    async def send(self, peer: PeerId, lane: Lane, frame: bytes) -> None:
+        """Queue a frame, waiting for room. Raises Unreachable without a link, or when the link ends meanwhile."""
+
+    async def hang_up(self, peer: PeerId) -> None:
+        """End every link with this peer."""
+
+
+# ------------------------------------------------------------------------------------------------------------ engine
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn: a pure function of (logits, seed, position), so it is the same on every host."""
+
+    seed: int = 0
+    """64 bits; a fork or one of n has its own."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0 keeps all."""
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One session's part of an engine step: append `feed` at `position`, then draw a token if `sampling` says how."""
+
+    session: SessionId
+    position: int
+    """Tokens of this session in the engine before this step. Anything beyond it is dropped first."""
+    feed: tuple[int, ...]
+    sampling: Sampling | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCard:
+    """What an engine is, as adverts, manifests and snapshots name it."""
+
+    model: str
+    model_digest: Digest
+    numeric_class: str
+    page_tokens: int
+    page_bytes: int
+    context_tokens_max: int
+    vocabulary: int
+    eos: tuple[int, ...]
+    """Token ids that end a turn."""
+
+
+class Engine(Protocol):
+    """A model with a paged KV cache. One call at a time a session; different sessions may be batched."""
+
+    card: EngineCard
+
+    async def step(self, batch: Sequence[Work]) -> list[int | None]:
+        """Run the batch once; one drawn token (or None) each. Raises EngineError, leaving other sessions alone."""
+
+    async def export(self, session: SessionId, page_index: int) -> bytes:
+        """The raw bytes of a full page (`card.page_bytes`, fixed layout). Raises EngineError if it is not full."""
+
+    async def restore(self, session: SessionId, pages: Sequence[bytes]) -> int:
+        """Replace the session's KV with these pages, from position 0; returns the tokens now in the engine."""
+
+    async def drop(self, session: SessionId) -> None:
+        """Forget a session's KV. Unknown sessions are fine."""
+
+    def memory_free(self) -> int:
+        """Bytes of KV that could be taken now."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, from the model's own files. Special tokens inside user text stay text."""
+
+    def turn(self, text: str, *, system: str | None, first: bool, closed: bool) -> list[int]:
+        """Ids that append one user turn and open the assistant's: `first` adds what the chat template puts before
+        the first turn (with `system` if given), `closed` says that the context already ends in an end-of-turn id."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decode, special tokens left out; a broken UTF-8 tail becomes U+FFFD."""
