@@ -193,7 +193,7 @@ def _bytes_check(bound: int | None) -> Check:
     return _sized_check(bytes, BYTES_MAX if bound is None else bound)
 
 
-def _sized_check(cls: type, count_max: int) -> Check:
+def _sized_check(cls: type[str] | type[bytes], count_max: int) -> Check:
     def check(value: Any) -> Any:
         if type(value) is not cls or len(value) > count_max:
             raise _refuse(f"{cls.__name__} of at most {count_max}", value)
