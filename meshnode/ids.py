@@ -56,7 +56,8 @@ def peer_text(peer: PeerId) -> str:
 
 def peer_from_text(text: str) -> PeerId:
     """The inverse of `peer_text`. Raises PeerError for anything that is not an Ed25519 peer id."""
-    if not 0 < len(text) <= _PEER_TEXT_MAX or not text.startswith("1"):
+    # A second leading "1" would be a second zero byte, which the number below does not show: two texts of one peer.
+    if not 0 < len(text) <= _PEER_TEXT_MAX or not text.startswith("1") or text.startswith("11"):
         raise errors.PeerError(f"not an Ed25519 peer id: {text[:_PEER_TEXT_MAX]!r}")
     number = 0
     for letter in text:
