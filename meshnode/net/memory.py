@@ -255,7 +255,7 @@ class MemoryTransport:
         """The only task that reports about this link, so its reports are in order."""
         for event in news:
             await self._news.send(event)
-        while flights := await link.inn.take(1):
+        while flights := await link.inn.take(0):
             for flight in flights:
                 await self._deliver(link, flight)
         if not link.ended:  # then the far end ended it, and that has to travel, too

@@ -58,15 +58,17 @@ class Outbox(Generic[T]):
         self._take_in(item, size_bytes)
         self._room.unpark()  # there may be room for the next in the queue, too; if not, it parks again
 
-    async def take(self, count_max: int = FRAMES_MAX) -> list[T]:
+    async def take(self, bytes_max: int) -> list[T]:
         """At least one item, and what else has gathered; an empty list once the link has ended."""
         while not self._items and not self.ended:
             await self._mail.park()
         taken: list[T] = []
-        while self._items and len(taken) < count_max:
+        taken_bytes = 0
+        while self._items and (not taken or taken_bytes + self._items[0][1] <= bytes_max):
             item, size_bytes = self._items.popleft()
-            self._bytes -= size_bytes
+            taken_bytes += size_bytes
             taken.append(item)
+        self._bytes -= taken_bytes
         if taken:
             self._room.unpark()
         return taken
