@@ -44,9 +44,11 @@ def open_(data: bytes) -> Opened:
     if type(parts) is not list or len(parts) != 4:
         raise errors.PeerError("not an envelope")
     version, number, sender, fields = parts
-    if version != VERSION or type(version) is not int:
-        raise errors.PeerError(f"envelope version {version!r} is not spoken here (this node speaks {VERSION})")
-    if type(number) is not int or type(sender) is not bytes or len(sender) != ids.PEER_BYTES:
+    if type(version) is int and version != VERSION:
+        raise errors.PeerError(f"envelope version {version} is not spoken here (this node speaks {VERSION})")
+    if type(version) is not int or type(number) is not int:
+        raise errors.PeerError("not an envelope")
+    if type(sender) is not bytes or len(sender) != ids.PEER_BYTES:
         raise errors.PeerError("not an envelope")
     peer = PeerId(sender)
     if not keys.verified(peer, _DOMAIN + body, signature):

@@ -118,7 +118,7 @@ def _check(hint: Any, bound: int | None) -> Check:
     if origin is tuple:
         item, dots = typing.get_args(hint)
         assert dots is Ellipsis, "tuples on the wire are of one type and any length"
-        return _tuple_check(_check(item, None), bound or ITEMS_MAX)
+        return _tuple_check(_check(item, None), ITEMS_MAX if bound is None else bound)
     if hint in _LENGTHS:
         return _exact_bytes_check(_LENGTHS[hint])
     if dataclasses.is_dataclass(hint):
@@ -147,11 +147,14 @@ def _exact_bytes_check(length: int) -> Check:
 
 
 def _enum_check(cls: type[enum.Enum]) -> Check:
+    """By type as well as by value: to Python, True and 1.0 are 1, and one message would have three encodings."""
+    members = {(type(member.value), member.value): member for member in cls}
+
     def check(value: Any) -> Any:
-        try:
-            return cls(value)
-        except ValueError as error:
-            raise errors.PeerError(f"{value!r} is not a {cls.__name__}") from error
+        member = members.get((type(value), value)) if isinstance(value, int | str) else None
+        if member is None:
+            raise _refuse(f"a {cls.__name__}", value)
+        return member
 
     return check
 
