@@ -1,0 +1,1 @@
+"""Deterministic simulation: fakes, worlds, faults and checkers. Nothing here serves a user."""

@@ -1,0 +1,170 @@
+"""An engine without a model: the next token is a hash of everything that it may depend on.
+
+The idea: a protocol test needs tokens that betray any lost, doubled or swapped context, and pages that betray any
+changed byte. A hash of (context, seed, position) does that better than a model, whose next token is often the same for
+two contexts, and it costs microseconds. Pages hold the token ids themselves, sealed with a digest that chains over the
+pages before them, so that `restore` refuses what `export` did not write.
+
+What it refuses, it refuses as the real engine does: overflow, full memory, a page that is not full or was tampered
+with. Rejected: a scripted engine (a list of tokens to say), which says the same words over a broken context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from meshnode import errors, ids, ports
+
+_TOKEN_BYTES = 4
+_BYTE_TOKENS = 256
+_END_OF_TURN = 256
+_USER = 257
+_ASSISTANT = 258
+_SYSTEM = 259
+_MARK_COUNT = 4
+
+
+class HashEngine:
+    """The Engine port over hashes. One instance holds many sessions; nothing is shared between instances."""
+
+    def __init__(
+        self,
+        *,
+        model: str = "hash",
+        page_tokens: int = 16,
+        page_bytes: int = 256,
+        context_tokens_max: int = 8192,
+        memory_bytes: int = 1 << 24,
+        eos_after: int | None = None,
+        prefill_s_per_token: float = 0.0,
+        decode_s_per_token: float = 0.0,
+    ) -> None:
+        """`eos_after`: a turn ends with its n-th drawn token (counted from the assistant's mark); without it, one token in 64 is the end of the turn.
+
+        The delays are slept with trio, so under a MockClock they cost nothing; at 0 a step is only a checkpoint.
+        """
+        assert page_bytes >= page_tokens * _TOKEN_BYTES + ids.DIGEST_BYTES
+        self.card = ports.EngineCard(
+            model=model,
+            model_digest=ids.digest(b"meshnode/hash-engine", model.encode()),
+            numeric_class="hash",
+            page_tokens=page_tokens,
+            page_bytes=page_bytes,
+            context_tokens_max=context_tokens_max,
+            vocabulary=_BYTE_TOKENS + _MARK_COUNT,
+            eos=(_END_OF_TURN,),
+        )
+        self._memory_bytes = memory_bytes
+        self._eos_after = eos_after
+        self._prefill_s_per_token = prefill_s_per_token
+        self._decode_s_per_token = decode_s_per_token
+        self._contexts: dict[ids.SessionId, list[int]] = {}
+
+    async def step(self, batch: Sequence[ports.Work]) -> list[int | None]:
+        await self._spend(batch)
+        answers: list[int | None] = []
+        fault: errors.EngineError | None = None
+        for work in batch:
+            try:
+                answers.append(self._advance(work))
+            except errors.EngineError as error:
+                fault = error
+        if fault:
+            raise fault
+        return answers
+
+    async def export(self, session: ids.SessionId, page_index: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        tokens = self._contexts.get(session, [])
+        if not 0 <= page_index < len(tokens) // self.card.page_tokens:
+            raise errors.EngineError(f"page {page_index} is not full: {len(tokens)} tokens are here")
+        return self._page(tokens, page_index)
+
+    async def restore(self, session: ids.SessionId, pages: Sequence[bytes]) -> int:
+        await trio.lowlevel.checkpoint()
+        tokens: list[int] = []
+        for page_index, page in enumerate(pages):
+            if len(page) != self.card.page_bytes:
+                raise errors.EngineError(f"page {page_index} has {len(page)} bytes, not {self.card.page_bytes}")
+            body = page[: self.card.page_tokens * _TOKEN_BYTES]
+            tokens += [int.from_bytes(body[at : at + 4], "big") for at in range(0, len(body), _TOKEN_BYTES)]
+            if page != self._page(tokens, page_index):
+                raise errors.EngineError(f"page {page_index} is not what an engine exported")
+        self._check_room(session, len(tokens))
+        self._contexts[session] = tokens
+        return len(tokens)
+
+    async def drop(self, session: ids.SessionId) -> None:
+        await trio.lowlevel.checkpoint()
+        self._contexts.pop(session, None)
+
+    def memory_free(self) -> int:
+        return self._memory_bytes - sum(self._bytes(len(tokens)) for tokens in self._contexts.values())
+
+    def context(self, session: ids.SessionId) -> tuple[int, ...]:
+        """What the engine holds of a session: for checkers, not part of the port."""
+        return tuple(self._contexts.get(session, []))
+
+    async def _spend(self, batch: Sequence[ports.Work]) -> None:
+        prefill_tokens = sum(max(0, len(work.feed) - 1) for work in batch)
+        seconds = prefill_tokens * self._prefill_s_per_token
+        if any(work.feed for work in batch):
+            seconds += self._decode_s_per_token  # one step's time, however many sessions share it
+        await trio.sleep(seconds)
+
+    def _advance(self, work: ports.Work) -> int | None:
+        known = self._contexts.get(work.session, [])
+        if not 0 <= work.position <= len(known):
+            raise errors.EngineError(f"position {work.position} is beyond the {len(known)} tokens held")
+        if not work.feed and work.sampling:
+            raise errors.EngineError("a token is drawn from what was fed, and nothing was")
+        if any(not 0 <= token < self.card.vocabulary for token in work.feed):
+            raise errors.EngineError("a token is outside the vocabulary")
+        tokens = known[: work.position] + list(work.feed)
+        self._check_room(work.session, len(tokens))
+        self._contexts[work.session] = tokens
+        return self._draw(tokens, work.sampling) if work.sampling else None
+
+    def _draw(self, tokens: list[int], sampling: ports.Sampling) -> int:
+        seed = sampling.seed if sampling.temperature > 0 else 0
+        context = b"".join(token.to_bytes(_TOKEN_BYTES, "big") for token in tokens)
+        drawn = ids.digest(context, (seed % 2**64).to_bytes(8, "big"), len(tokens).to_bytes(8, "big"))
+        if self._eos_after is None:
+            return _END_OF_TURN if drawn[0] < 4 else 97 + drawn[1] % 26
+        # Counted in the context, not in a counter: a turn must end at the same token on a host that restored it.
+        said_count = tokens[::-1].index(_ASSISTANT) if _ASSISTANT in tokens else len(tokens) - 1
+        return _END_OF_TURN if said_count + 1 >= self._eos_after else 97 + drawn[1] % 26
+
+    def _page(self, tokens: list[int], page_index: int) -> bytes:
+        end = (page_index + 1) * self.card.page_tokens
+        body = b"".join(token.to_bytes(_TOKEN_BYTES, "big") for token in tokens[:end])
+        own = body[page_index * self.card.page_tokens * _TOKEN_BYTES :]
+        return (own + ids.digest(self.card.model_digest, body)).ljust(self.card.page_bytes, b"\0")
+
+    def _bytes(self, token_count: int) -> int:
+        return -(-token_count // self.card.page_tokens) * self.card.page_bytes
+
+    def _check_room(self, session: ids.SessionId, token_count: int) -> None:
+        if token_count > self.card.context_tokens_max:
+            raise errors.EngineError(f"{token_count} tokens exceed the context of {self.card.context_tokens_max}")
+        bytes_free = self.memory_free() + self._bytes(len(self._contexts.get(session, [])))
+        if self._bytes(token_count) > bytes_free:
+            raise errors.EngineError(
+                f"{token_count} tokens need {self._bytes(token_count)} bytes; {bytes_free} are free"
+            )
+
+
+class HashTokenizer:
+    """Bytes are ids; four ids above them stand for the marks of a chat template."""
+
+    def turn(self, text: str, *, system: str | None, first: bool, closed: bool) -> list[int]:
+        assert first or system is None, "a system text stands before the first turn only"
+        turn = [] if first or closed else [_END_OF_TURN]
+        if first and system is not None:
+            turn += [_SYSTEM, *system.encode(), _END_OF_TURN]
+        return turn + [_USER, *text.encode(), _END_OF_TURN, _ASSISTANT]
+
+    def text(self, ids: Sequence[int]) -> str:
+        return bytes(token for token in ids if token < _BYTE_TOKENS).decode("utf-8", errors="replace")
