@@ -1,0 +1,82 @@
+"""Every decoder that a stranger's bytes reach, with good inputs to start from. A new decoder adds a line to TARGETS.
+
+A target takes bytes and returns, or raises PeerError. Anything else is a finding: another exception, an assertion of
+ours, or an assertion written into the target, which says what must hold of what was decoded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meshnode import ids
+from meshnode.wire import cbor, envelope, keys, schema
+from tests.wire import samples
+
+IDENTITY = keys.Identity(b"\x07" * keys.SEED_BYTES)
+_DOMAIN = b"meshnode envelope 1\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    name: str
+    decode: Callable[[bytes], object]
+    seeds: tuple[bytes, ...]
+
+
+def decode_cbor(data: bytes) -> object:
+    value = cbor.decode(data)
+    assert cbor.encode(value) == data
+    return value
+
+
+def decode_fields(data: bytes) -> object:
+    """As if the signature held: the schema has to stand on its own."""
+    fields = cbor.decode(data)
+    message = schema.unpack(samples.EVERYTHING, fields)
+    assert cbor.encode(schema.pack(message)) == data
+    return message
+
+
+def open_signed(body: bytes) -> object:
+    """A peer that signs whatever comes to its mind."""
+    return envelope.open_(IDENTITY.sign(_DOMAIN + body) + body)
+
+
+def decode_peer(data: bytes) -> object:
+    text = data.decode("latin-1")
+    peer = ids.peer_from_text(text)
+    assert ids.peer_text(peer) == text
+    return peer
+
+
+_FULL = samples.Everything(
+    peer=IDENTITY.peer,
+    session=ids.SessionId(b"s" * ids.SESSION_BYTES),
+    request=ids.RequestId(b"r" * ids.REQUEST_BYTES),
+    digest=ids.Digest(b"d" * ids.DIGEST_BYTES),
+    count=300,
+    ratio=0.5,
+    yes=True,
+    text="grüße",
+    blob=b"blob",
+    colour=samples.Colour.BLUE,
+    shape=samples.Shape.ROUND,
+    inner=samples.Inner(3, "a"),
+    few=(b"a", b"bc"),
+    many=(samples.Inner(1, ""), samples.Inner(10, "abcd")),
+    perhaps=5,
+)
+_MESSAGES = (_FULL, dataclasses.replace(_FULL, perhaps=None, few=(), many=()), samples.Small(7))
+_ENVELOPES = tuple(envelope.seal(IDENTITY, message) for message in _MESSAGES)
+
+TARGETS = (
+    Target(
+        "cbor", decode_cbor, tuple(cbor.encode(value) for value in ([1, [2, {"a": b"b"}], None, 1.5, "x" * 30], {}, -1))
+    ),
+    Target("schema", decode_fields, tuple(cbor.encode(schema.pack(message)) for message in _MESSAGES[:2])),
+    Target("envelope", envelope.open_, _ENVELOPES),
+    Target("signed", open_signed, tuple(sealed[keys.SIGNATURE_BYTES :] for sealed in _ENVELOPES)),
+    Target("peer", decode_peer, (ids.peer_text(IDENTITY.peer).encode(),)),
+)
