@@ -37,7 +37,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Max:
-    """Annotated[bytes, Max(64)]: at most so many bytes, characters or items."""
+    """Annotated[bytes, Max(64)]: at most so many bytes, characters or items. A bare int says the same, for files that
+    stand below the wire."""
 
     count: int
 
@@ -109,8 +110,8 @@ def _check(hint: Any, bound: int | None) -> Check:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         inner, *marks = typing.get_args(hint)
-        (mark,) = [mark for mark in marks if isinstance(mark, Max)]
-        return _check(inner, mark.count)
+        (count,) = [mark.count if isinstance(mark, Max) else mark for mark in marks]
+        return _check(inner, count)
     if origin in (typing.Union, types.UnionType):
         (inner,) = [arm for arm in typing.get_args(hint) if arm is not type(None)]
         some = _check(inner, bound)

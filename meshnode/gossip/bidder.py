@@ -1,0 +1,98 @@
+"""What this node answers to an offer: everything that stands against it, or a reservation.
+
+Every constraint is checked against what is so here (the card of the loaded model, measured free memory, reservations
+of offers that are still open), never against one's own advert. All reasons are given, not the first, and each says
+what would fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshnode.config import Node
+from meshnode.ids import RequestId, SessionId
+from meshnode.manifest import Manifest
+from meshnode.ports import EngineCard
+
+RESERVATIONS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    memory_bytes: int
+    until: float
+
+
+class Bidder:
+    """Reservations and refusals of one node."""
+
+    def __init__(self, config: Node, card: EngineCard | None) -> None:
+        self.config = config
+        self.card = card
+        self.memory_bytes = 0
+        """Free KV memory, as the engine last said."""
+        self.hosted: dict[SessionId, int] = {}
+        """Sessions that run here or may any time, with the memory that each may still take."""
+        self._holds: dict[RequestId, _Hold] = {}
+
+    def free_bytes(self, now: float) -> int:
+        """KV memory that nobody was promised."""
+        held = sum(hold.memory_bytes for hold in self._holds.values() if hold.until > now)
+        return max(0, self.memory_bytes - held - sum(self.hosted.values()))
+
+    def host_refusals(self, now: float, manifest: Manifest) -> list[str]:
+        """Why this session cannot run here."""
+        card = self.card
+        if not self.config.host or card is None:
+            return ["this node hosts no sessions (host = false)"]
+        wants = manifest.placement
+        reasons = self.zone_refusals(manifest)
+        if wants.model and wants.model != card.model:
+            reasons.append(f"placement.model: {wants.model!r} is not served here; {card.model!r} is")
+        if wants.model_digest and wants.model_digest != card.model_digest:
+            reasons.append(f"placement.model_digest: other weights; here they are {card.model_digest.hex()}")
+        if wants.numeric_class and wants.numeric_class != card.numeric_class:
+            reasons.append(f"placement.numeric_class: {wants.numeric_class!r} asked, {card.numeric_class!r} served")
+        if manifest.characteristics.context_tokens > card.context_tokens_max:
+            reasons.append(f"characteristics.context_tokens: {card.context_tokens_max} at most with {card.model}")
+        if len(self.hosted) >= self.config.sessions_max:
+            reasons.append(f"all {self.config.sessions_max} places are taken; try again later")
+        needed, free = self.needs_bytes(manifest) + wants.memory_bytes_min, self.free_bytes(now)
+        if needed > free:
+            reasons.append(f"memory: {needed >> 20} MiB of KV needed, {free >> 20} MiB free")
+        return reasons
+
+    def vote_refusals(self, manifest: Manifest) -> list[str]:
+        """Why this node cannot keep the session's log."""
+        if not self.config.vote:
+            return ["this node keeps no logs (vote = false)"]
+        return self.zone_refusals(manifest)
+
+    def zone_refusals(self, manifest: Manifest) -> list[str]:
+        """The zone, if the manifest names some and this is none of them."""
+        zones = manifest.placement.zones
+        if not zones or self.config.zone in zones:
+            return []
+        return [f"placement.zones: {', '.join(zones)} asked, this node stands in {self.config.zone or 'none'}"]
+
+    def needs_bytes(self, manifest: Manifest) -> int:
+        """KV memory of the whole context that the manifest speaks of."""
+        if self.card is None:
+            return 0
+        pages = -(-manifest.characteristics.context_tokens // self.card.page_tokens)
+        return pages * self.card.page_bytes
+
+    def hold(self, now: float, auction: RequestId, manifest: Manifest, until: float) -> None:
+        """Reserve for a bid."""
+        self._holds = {key: hold for key, hold in self._holds.items() if hold.until > now}
+        if len(self._holds) < RESERVATIONS_MAX:
+            self._holds[auction] = _Hold(self.needs_bytes(manifest), until)
+
+    def held(self, now: float, auction: RequestId) -> bool:
+        """Whether the reservation of this auction still stands."""
+        hold = self._holds.get(auction)
+        return hold is not None and hold.until > now
+
+    def release(self, auction: RequestId) -> None:
+        """The bid lost, or became a session."""
+        self._holds.pop(auction, None)

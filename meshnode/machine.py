@@ -1,0 +1,274 @@
+"""What goes into the brain and what comes out of it: two closed lists of frozen values.
+
+The brain is `step(now, event) -> [effects]` and one number, `deadline`: the time at which it wants a Tick if nothing
+else happens before. The hands (driver.py) carry effects out **in order, per session**: what follows a Persist of a
+session runs after that record is on disk. Nothing else is promised, and nothing else is needed.
+
+Messages are wire dataclasses; the driver seals them. They are `object` here because this file stands below them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshnode.ids import Digest, PeerId, RequestId, SessionId
+from meshnode.ports import Lane, LinkDown, LinkUp, Work
+
+# -------------------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A verified message. `via` is the gateway that passed it on, if it did not come over the sender's own link."""
+
+    peer: PeerId
+    lane: Lane
+    message: object
+    via: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """Every address of the peer refused or stayed silent."""
+
+    peer: PeerId
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Introduced:
+    """Bootstrap peers as multiaddrs that end in /p2p/ID, from the configuration or a join file."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The deadline has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """The host's own log is on disk up to and including `seq`, as of `epoch`."""
+
+    session: SessionId
+    epoch: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A turn's text as token ids."""
+
+    session: SessionId
+    request: RequestId
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """The engine ran one Work. `piece` is the text that `token` completes, empty inside a character."""
+
+    session: SessionId
+    load: int
+    position: int
+    """Tokens in the engine after the step."""
+    token: int | None
+    piece: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """Pages are back in the engine: so many tokens from position 0, 0 if none could be used."""
+
+    session: SessionId
+    load: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageStored:
+    """A page that a host sent is in this node's store."""
+
+    peer: PeerId
+    session: SessionId
+    epoch: int
+    page_index: int
+    address: Digest
+    parent: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class PageFailed:
+    """A page could not be exported, stored or read; it will be missing, nothing else."""
+
+    session: SessionId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Faulted:
+    """The engine refused this session's work."""
+
+    session: SessionId
+    load: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the hands can measure and the brain cannot: KV bytes that could be taken now."""
+
+    memory_bytes: int
+
+
+Event = (
+    LinkUp
+    | LinkDown
+    | Received
+    | DialFailed
+    | Introduced
+    | Tick
+    | Durable
+    | Encoded
+    | Stepped
+    | Restored
+    | PageStored
+    | PageFailed
+    | Faulted
+    | Capacity
+)
+
+# ------------------------------------------------------------------------------------------------------------- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Seal and queue a message. A full queue or a missing link loses it: whoever needs it, repeats it."""
+
+    to: PeerId
+    lane: Lane
+    message: object
+    session: SessionId | None = None
+    """Orders it behind this session's Persists; None goes at once."""
+    via: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Queue a frame that somebody else sealed, wrapped as Relayed."""
+
+    to: PeerId
+    lane: Lane
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Make a link; answered by LinkUp or DialFailed."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """End every link with this peer."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write a record to the journal."""
+
+    session: SessionId
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Hand this event back to the brain once all earlier effects of the session are done."""
+
+    session: SessionId
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Turn text into ids; answered by Encoded."""
+
+    session: SessionId
+    request: RequestId
+    text: str
+    system: str | None
+    first: bool
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One engine step; answered by Stepped or Faulted, with the same `load`: which time this node loads the session, so
+    that an answer from before a deposition is not taken for a new one. `pending`: last ids whose text is incomplete."""
+
+    session: SessionId
+    load: int
+    work: Work
+    pending: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Put the longest stored run of these pages into the engine; answered by Restored."""
+
+    session: SessionId
+    load: int
+    addresses: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ship:
+    """Export a full page, encode it and send it to a replica on the bulk lane."""
+
+    session: SessionId
+    epoch: int
+    page_index: int
+    address: Digest
+    to: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Take the session out of the engine; its pages stay in the store."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The session ended: out of the engine, out of the store."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A milestone for people: kept in a short list with its time, shown by `meshnode status`."""
+
+    what: str
+    session: SessionId | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Client side only: something for the agent's own code."""
+
+    session: SessionId
+    item: object
+
+
+Effect = (
+    Send | Pass | Dial | HangUp | Persist | Post | Encode | Step | Restore | Ship | Unload | Forget | Note | Deliver
+)

@@ -1,0 +1,202 @@
+"""The session manifest: what an agent asks of the network, the SIP INVITE of agent sessions.
+
+Six tables, every field with a default, so that the empty manifest is a plain chat. Bounds are said here, once, and in
+words: `read` is for a person's YAML or JSON and raises ManifestError with every reason; `problems` is for a manifest
+that came over the wire, whose form the schema has checked already.
+
+What the mesh cannot honour yet is refused and never ignored: a manifest that asks for lossy snapshots today gets a
+reason, since to keep silent would be to downgrade it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from meshnode import errors, forms
+
+CONTEXT_TOKENS_MAX = 1 << 20
+REPLICAS_MAX = 6
+TEXT_CHARS_MAX = 1 << 16
+
+
+class Kind(enum.Enum):
+    """Decides every timer of the session (see sessions/timers.py)."""
+
+    SYNCHRONOUS = "synchronous"
+    INTERACTIVE = "interactive"
+    AUTONOMOUS = "autonomous"
+
+
+class Fidelity(enum.Enum):
+    """What a snapshot may do to the numbers."""
+
+    EXACT = "exact"
+
+
+class Confidentiality(enum.Enum):
+    """Who may read the session. The hosting node always can."""
+
+    HOSTS = "hosts"
+    """Host and replicas: a replica may take over while nobody attends."""
+
+
+class Sharing(enum.Enum):
+    """Between whom pages may be shared."""
+
+    SESSION = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Characteristics:
+    """What kind of work this is."""
+
+    kind: Kind = Kind.INTERACTIVE
+    context_tokens: int = 4096
+    """Tokens of context that the session will need at most; a host reserves KV for them."""
+    duration_s: int = 3600
+    """Typical length. A hint for placement, never a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where it may run. Every field is checked against measured facts, not against claims alone where that can be."""
+
+    model: str = ""
+    """A model's name; empty takes what the mesh has most of."""
+    model_digest: bytes = b""
+    """32 bytes; with it, only these weights will do."""
+    numeric_class: str = ""
+    """`w8` or `f32`; empty takes the host's default."""
+    zones: tuple[str, ...] = ()
+    """Sovereignty zones that host, replicas and witness must stand in; empty is anywhere."""
+    memory_bytes_min: int = 0
+    """Free KV memory a host must have beyond this session's own context."""
+    latency_ms_max: int = 0
+    """Ceiling of the round trip to the host, measured on the exchange of offer and bid; 0 is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What must survive, and at what price."""
+
+    movable: bool = True
+    loss_tokens_max: int = 0
+    """Tokens a failover may lose after the client saw them. 0: nothing is shown before a majority has it."""
+    replicas: int = 1
+    """Nodes that receive pages. One replica also needs a witness, so that a majority survives one loss."""
+    replicas_min: int = 0
+    """With fewer the session is refused (488). 0: run even alone, and say so."""
+    fidelity: Fidelity = Fidelity.EXACT
+    confidentiality: Confidentiality = Confidentiality.HOSTS
+    sharing: Sharing = Sharing.SESSION
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How demand for sessions like this one behaves."""
+
+    demand: str = "steady"
+    keep_cold_s: int = 600
+    """How long an idle session stays restorable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What is checked, how often."""
+
+    audit_rate: float = 0.0
+    """Share of turns that an auditor recomputes."""
+    tokens_per_s_min: float = 0.0
+    """Below this rate the session-minute is not billed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What this session's state is worth as it runs: `start + per_token * tokens`, in the agent's own unit."""
+
+    start: float = 1.0
+    per_token: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The agent's own part: how its turns are to be run."""
+
+    system: Annotated[str, TEXT_CHARS_MAX] = ""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    max_tokens: int = 512
+    """Tokens of one answer, unless a turn says less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The contract. Deterministic CBOR, signed by the agent."""
+
+    characteristics: Characteristics = Characteristics()
+    placement: Placement = Placement()
+    migration: Migration = Migration()
+    scaling: Scaling = Scaling()
+    verification: Verification = Verification()
+    value: Value = Value()
+    agent: Agent = Agent()
+
+
+def read(raw: Any) -> Manifest:
+    """A manifest from a mapping. Raises ManifestError with every reason."""
+    manifest, reasons = forms.read(Manifest, raw or {})
+    if manifest is not None:
+        reasons = problems(manifest)
+    if manifest is None or reasons:
+        raise errors.ManifestError(reasons)
+    return manifest
+
+
+def problems(manifest: Manifest) -> list[str]:
+    """Every bound that this manifest breaks, in words."""
+    return [words for holds, words in _RULES if not holds(manifest)]
+
+
+_RULES: tuple[tuple[Callable[[Manifest], bool], str], ...] = (
+    (
+        lambda m: 64 <= m.characteristics.context_tokens <= CONTEXT_TOKENS_MAX,
+        f"characteristics.context_tokens: must be 64 to {CONTEXT_TOKENS_MAX}",
+    ),
+    (lambda m: m.characteristics.duration_s >= 1, "characteristics.duration_s: must be 1 or more"),
+    (
+        lambda m: len(m.placement.model_digest) in (0, 32),
+        "placement.model_digest: must be 64 hexadecimal digits (`meshnode models list` prints them)",
+    ),
+    (lambda m: len(m.placement.model) <= 128, "placement.model: at most 128 characters"),
+    (lambda m: m.placement.numeric_class in ("", "w8", "f32"), "placement.numeric_class: must be w8 or f32"),
+    (lambda m: len(m.placement.zones) <= 16, "placement.zones: at most 16"),
+    (lambda m: m.placement.memory_bytes_min >= 0, "placement.memory_bytes_min: must be 0 or more"),
+    (lambda m: m.placement.latency_ms_max >= 0, "placement.latency_ms_max: must be 0 or more"),
+    (lambda m: m.migration.loss_tokens_max >= 0, "migration.loss_tokens_max: must be 0 or more"),
+    (
+        lambda m: 0 <= m.migration.replicas <= REPLICAS_MAX,
+        f"migration.replicas: must be 0 to {REPLICAS_MAX}",
+    ),
+    (
+        lambda m: 0 <= m.migration.replicas_min <= m.migration.replicas,
+        "migration.replicas_min: must be 0 to migration.replicas",
+    ),
+    (lambda m: m.scaling.keep_cold_s >= 0, "scaling.keep_cold_s: must be 0 or more"),
+    (lambda m: 0.0 <= m.verification.audit_rate <= 1.0, "verification.audit_rate: must be 0 to 1"),
+    (lambda m: m.verification.tokens_per_s_min >= 0.0, "verification.tokens_per_s_min: must be 0 or more"),
+    (lambda m: 0.0 <= m.agent.temperature <= 10.0, "agent.temperature: must be 0 to 10"),
+    (lambda m: m.agent.top_k >= 0, "agent.top_k: must be 0 (all) or more"),
+    (lambda m: 0.0 < m.agent.top_p <= 1.0, "agent.top_p: must be above 0 and at most 1"),
+    (lambda m: 0 <= m.agent.seed < 2**63, "agent.seed: must be 0 to 2^63-1"),
+    (
+        lambda m: 1 <= m.agent.max_tokens <= m.characteristics.context_tokens,
+        "agent.max_tokens: must be 1 to characteristics.context_tokens",
+    ),
+    (lambda m: len(m.agent.system) <= TEXT_CHARS_MAX, f"agent.system: at most {TEXT_CHARS_MAX} characters"),
+)

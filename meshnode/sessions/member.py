@@ -1,0 +1,351 @@
+"""One voter's part in one session: composes voter, candidate and, while this node owns the session, serving.
+
+Everything a member says goes through here, in one order of questions: is the sender a voter (or the agent), is the
+epoch not older than what was promised, and only then what to do. A host is judged by what *this session* hears from
+it: a node that pings but has lost the session is as dead as one that does not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meshnode import errors
+from meshnode.ids import Digest, PeerId, SessionId
+from meshnode.machine import Effect, Forget, Note, Persist, Restored, Send, Unload
+from meshnode.manifest import Manifest
+from meshnode.ports import EngineCard, Lane, Sampling
+from meshnode.sessions import failover, lifecycle, messages, records, timers
+from meshnode.sessions.failover import Act
+from meshnode.sessions.hosting import Hosting
+from meshnode.sessions.lifecycle import State
+from meshnode.sessions.serving import Serving, Subscriber
+from meshnode.sessions.transcript import Transcript
+from meshnode.sessions.voter import Record, Voter
+from meshnode.snapshots import chain, receiver
+from meshnode.wire.award import Award, Seat
+
+SUBSCRIBERS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What was signed: the award's seats, the agent's manifest, and who the agent is."""
+
+    award: Award
+    agent: PeerId
+    manifest: Manifest
+
+    @property
+    def seats(self) -> tuple[Seat, ...]:
+        """All voters in the order of succession."""
+        return self.award.seats
+
+
+class Member:
+    """One session at one voter."""
+
+    def __init__(
+        self, me: PeerId, contract: Contract, voter: Voter, card: EngineCard | None, rng: random.Random, now: float
+    ) -> None:
+        self.me = me
+        self.session: SessionId = voter.session
+        self.contract = contract
+        self.voter = voter
+        self.timers = timers.TIMERS[contract.manifest.characteristics.kind]
+        self.state = State.PROCEEDING if voter.log.last <= 1 else State.ACTIVE
+        self.born_at = now
+        self.heard_at = now
+        """When the present owner was last heard in this session."""
+        self.severed = False
+        """The link to it was reset and a redial failed."""
+        self.subscribers: dict[PeerId, Subscriber] = {}
+        self.serving: Serving | None = None
+        self.hosting: Hosting | None = None
+        self._card = card
+        self._loads = 0
+        self._asked: dict[PeerId, int] = {}
+        others = [seat.peer for seat in contract.seats if seat.peer != me]
+        self.others = tuple(others)
+        self.candidate = failover.Candidate(me, (len(others) + 1) // 2, self._rank(), rng)
+        self.pages: receiver.Receiver | None = None
+        self._genesis: Digest | None = None
+        if card is not None:
+            self._genesis = chain.genesis(card.model_digest, card.numeric_class, card.page_tokens)
+            self.pages = receiver.Receiver(1, self._genesis, ahead_max=messages.PAGES_MAX)
+        self.noted_evidence = False
+
+    def _rank(self) -> int | None:
+        """Succession: replicas first, then the witness if it can host, the host of the award last."""
+        if self._card is None:
+            return None
+        order = {"replica": 0, "witness": 1, "host": 2}
+        line = sorted(self.contract.seats, key=lambda seat: order[seat.role])
+        return [seat.peer for seat in line].index(self.me)
+
+    # ------------------------------------------------------------------------------------------------------ ownership
+
+    @property
+    def host(self) -> PeerId | None:
+        """Who owns the session, as far as this voter heard."""
+        return self.voter.host
+
+    def on_ack(self, now: float) -> list[Effect]:
+        """The agent accepts: the award's host begins; the others know that the session lives."""
+        if self.state is not State.PROCEEDING:
+            return []
+        self.state = lifecycle.move(self.state, State.ACTIVE)
+        self.heard_at = now
+        if self.voter.host != self.me or self.voter.epoch != 1:
+            return []
+        self._load()
+        return self._serve(now, 1)
+
+    def _load(self) -> Hosting:
+        assert self._card is not None
+        self._loads += 1
+        agent = self.contract.manifest.agent
+        sampling = Sampling(agent.seed, agent.temperature, agent.top_k, agent.top_p)
+        context_tokens = self.contract.manifest.characteristics.context_tokens
+        self.hosting = Hosting(self.session, self._loads, self._card, sampling, context_tokens)
+        return self.hosting
+
+    def _serve(self, now: float, epoch: int) -> list[Effect]:
+        assert self.hosting is not None
+        assert self.serving is None
+        self.candidate.stand_down()
+        self.voter.epoch, self.voter.host = epoch, self.me
+        self.severed = self.noted_evidence = False
+        self.serving = Serving(
+            self.me,
+            self.voter,
+            epoch,
+            self.others,
+            self.hosting,
+            self.contract.manifest,
+            self.timers,
+            self.subscribers,
+            now,
+        )
+        replicas = tuple(seat.peer for seat in self.contract.seats if seat.role != "witness" and seat.peer != self.me)
+        effects = self.serving.open(now, replicas)
+        over = self.serving.transcript.closed is not None
+        self.state = lifecycle.move(self.state, State.TERMINATING if over else State.ACTIVE)
+        return effects
+
+    def depose(self, now: float) -> list[Effect]:
+        """Another has a higher epoch: serve no more, unload."""
+        self.heard_at = now
+        effects: list[Effect] = [Unload(self.session)] if self.hosting is not None else []
+        if self.serving is not None:
+            effects.append(Note("deposed", self.session, f"epoch={self.serving.epoch}"))
+        self.serving = self.hosting = None
+        return effects
+
+    def on_restored(self, now: float, event: Restored) -> list[Effect]:
+        """Pages are in the engine, be it on a guess or as the owner."""
+        if self.hosting is None or event.load != self.hosting.load:
+            return []
+        pages = event.tokens // self.hosting.card.page_tokens
+        effects: list[Effect] = [Note("restored", self.session, f"pages={pages}")]
+        if self.serving is not None:
+            return effects + self.serving.on_restored(now, event)
+        self.hosting.restored(event.tokens)
+        return effects
+
+    def _persist(self, made: Sequence[Record]) -> list[Effect]:
+        return [Persist(self.session, records.pack(record)) for record in made]
+
+    # --------------------------------------------------------------------------------------------------- being a voter
+
+    def on_replicate(self, now: float, peer: PeerId, ask: messages.Replicate) -> list[Effect]:
+        """An owner's entries or heartbeat."""
+        if ask.epoch == self.voter.epoch and self.serving is not None:
+            raise errors.PeerError("entries of an epoch that this node owns")
+        made, reply = self.voter.on_replicate(peer, ask)
+        effects = self._persist(made)
+        if reply.epoch == ask.epoch:
+            effects += self._heard(now)
+        effects.append(Send(peer, Lane.MEDIA, reply, self.session))
+        return effects
+
+    def _heard(self, now: float) -> list[Effect]:
+        effects: list[Effect] = self.depose(now) if self.serving is not None or self.hosting is not None else []
+        self.heard_at = now
+        self.severed = self.noted_evidence = False
+        self._asked.clear()
+        self.candidate.stand_down()
+        if self.state in (State.PROCEEDING, State.RECOVERING):
+            self.state = lifecycle.move(self.state, State.ACTIVE)
+        return effects
+
+    def on_prevote(self, peer: PeerId, ask: messages.PreVote) -> list[Effect]:
+        """Remember the question; the answer comes with the evidence."""
+        if self.serving is not None or ask.epoch <= self.voter.promised:
+            return []
+        self._asked[peer] = ask.epoch
+        return self._answer_prevotes() if self.noted_evidence else []
+
+    def _answer_prevotes(self) -> list[Effect]:
+        asked, self._asked = self._asked, {}
+        return [
+            Send(peer, Lane.SIGNAL, messages.PreVoted(self.session, epoch))
+            for peer, epoch in asked.items()
+            if epoch > self.voter.promised
+        ]
+
+    def on_prepare(self, now: float, peer: PeerId, ask: messages.Prepare) -> list[Effect]:
+        """Promise, durably, and show the log."""
+        made, reply = self.voter.on_prepare(peer, ask)
+        effects = self._persist(made)
+        if made:
+            effects += self.depose(now) if self.serving is not None else []
+            self.candidate.stand_down()
+            self.heard_at = now  # the candidate gets its time before anybody else stands
+            self.noted_evidence = False
+        return [*effects, Send(peer, Lane.SIGNAL, reply, self.session)]
+
+    # ------------------------------------------------------------------------------------------------ being a candidate
+
+    def severed_from(self, now: float, peer: PeerId) -> list[Effect]:
+        """The link to a peer was reset and could not be made again."""
+        if peer != self.voter.host or self.serving is not None:
+            return []
+        self.severed = True
+        return self.tick(now)
+
+    def _evidence(self, now: float) -> str:
+        if self.voter.host == self.me:
+            return "restarted"
+        if self.severed:
+            return "reset"
+        return "silence" if now >= self.heard_at + self.timers.lost_after_s else ""
+
+    def _watch(self, now: float) -> list[Effect]:
+        evidence = self._evidence(now)
+        if not evidence:
+            return []
+        effects: list[Effect] = []
+        if not self.noted_evidence:
+            self.noted_evidence = True
+            effects.append(Note("detected", self.session, evidence))
+            effects += self._answer_prevotes()
+            self.state = lifecycle.move(self.state, State.RECOVERING)
+        self.candidate.begin(now)
+        act = self.candidate.tick(now, self.voter.promised)
+        return effects + (self._act(now, act) if act is not None else [])
+
+    def _act(self, now: float, act: Act) -> list[Effect]:
+        match act:
+            case Act.PREVOTE:
+                # Restoring costs nobody a vote, so it starts while the votes are on their way.
+                effects = [] if self.hosting is not None else self._load().restore(self._context())
+                ask = messages.PreVote(self.session, self.candidate.epoch)
+                return effects + [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
+            case Act.PREPARE:
+                made = self.voter.promise(self.candidate.epoch, self.me)
+                self.candidate.preparing(now, self.voter.released)
+                effects = [*self._persist(made), *self._prepare(self.others, self.voter.released)]
+                return effects + self._decide(now)
+            case Act.FETCH:
+                assert self.candidate.best is not None
+                return self._prepare((self.candidate.best,), self.candidate.next_fetch())
+            case Act.TAKE:
+                return self._take(now)
+
+    def _prepare(self, to: tuple[PeerId, ...], after: int) -> list[Effect]:
+        ask = messages.Prepare(self.session, self.candidate.epoch, after)
+        return [Send(peer, Lane.SIGNAL, ask, self.session) for peer in to]
+
+    def _context(self) -> list[int]:
+        return Transcript(self.voter.log.changes).context
+
+    def on_prevoted(self, now: float, peer: PeerId, reply: messages.PreVoted) -> list[Effect]:
+        """A vote."""
+        act = self.candidate.on_prevoted(peer, reply.epoch)
+        return self._act(now, act) if act is not None else []
+
+    def on_promise(self, now: float, peer: PeerId, promise: messages.Promise) -> list[Effect]:
+        """A promise, or a higher one that was given to another."""
+        if not promise.granted:
+            self.candidate.outbid(promise.epoch)
+            return []
+        return self._decide(now) if self.candidate.on_promise(peer, promise) else []
+
+    def _decide(self, now: float) -> list[Effect]:
+        act = self.candidate.decide(self.voter.log.last_epoch, self.voter.log.last)
+        return self._act(now, act) if act is not None else []
+
+    def _take(self, now: float) -> list[Effect]:
+        epoch = self.candidate.epoch
+        effects: list[Effect] = []
+        adopted = self.candidate.adopted()
+        if adopted is not None:
+            effects += self._persist(self.voter.adopt(self.candidate.after, adopted))
+        if self.hosting is None:
+            effects += self._load().restore(self._context())
+        effects.append(Note("elected", self.session, f"epoch={epoch} adopted={len(adopted or ())}"))
+        return effects + self._serve(now, epoch)
+
+    # ----------------------------------------------------------------------------------------------------------- pages
+
+    def page_stored(self, peer: PeerId, index: int, address: Digest, parent: Digest, epoch: int) -> list[Effect]:
+        """A page of this session came to rest in the store."""
+        if self.pages is None or self.serving is not None:
+            return []
+        ack = self.pages.stored(index, address, parent, epoch)
+        return [Send(peer, Lane.SIGNAL, messages.PageAck(self.session, ack.epoch, ack.watermark, ack.tip))]
+
+    def on_page_offer(self, peer: PeerId, offer: messages.PageOffer, stored: frozenset[Digest]) -> list[Effect]:
+        """A new owner names its chain: say how much of it is here."""
+        if self._genesis is None:
+            return []
+        self.pages = receiver.Receiver(offer.epoch, self._genesis, ahead_max=messages.PAGES_MAX)
+        for index, address in enumerate(offer.addresses):
+            if address not in stored:
+                break
+            self.pages.stored(index, address, self.pages.tip, offer.epoch)
+        ack = messages.PageAck(self.session, offer.epoch, self.pages.watermark, self.pages.tip)
+        return [Send(peer, Lane.SIGNAL, ack)]
+
+    # --------------------------------------------------------------------------------------------------------- clients
+
+    def on_subscribe(self, now: float, client: PeerId, ask: messages.Subscribe) -> list[Effect]:
+        """A client attends. Every voter remembers it, the owner answers."""
+        if client not in self.subscribers and len(self.subscribers) >= SUBSCRIBERS_MAX:
+            oldest = min(self.subscribers, key=lambda one: self.subscribers[one].asked_at)
+            del self.subscribers[oldest]
+        self.subscribers[client] = Subscriber(min(ask.after, self.voter.log.last), now)
+        return self.serving.on_subscribe(client) if self.serving is not None else []
+
+    # ------------------------------------------------------------------------------------------------------------ time
+
+    def tick(self, now: float) -> list[Effect]:
+        """Whatever time makes due."""
+        if self.state in (State.PROCEEDING, State.TERMINATED):
+            return []
+        return self.serving.tick(now) if self.serving is not None else self._watch(now)
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` has something to do."""
+        if self.state is State.PROCEEDING:
+            return self.born_at + 2 * self.timers.invite_s
+        if self.serving is not None:
+            return self.serving.owner.heartbeat_at
+        if not self.noted_evidence:
+            return self.heard_at + self.timers.lost_after_s
+        return self.candidate.due
+
+    def finished(self, now: float) -> list[Effect] | None:
+        """None while the session lives here; otherwise the last effects."""
+        stillborn = self.state is State.PROCEEDING and now >= self.deadline
+        last = self.voter.log.changes[-1]
+        told = isinstance(last, messages.Closed) and self.voter.released == self.voter.log.last
+        over = self.serving.over(now) if self.serving is not None else told
+        if not stillborn and not over:
+            return None
+        self.state = lifecycle.move(self.state, State.TERMINATED)
+        dropped = records.pack(messages.Dropped(self.session))
+        return [Persist(self.session, dropped), Forget(self.session)]

@@ -1,0 +1,294 @@
+"""What voters, hosts and clients of one session say to each other. Wire numbers 30 to 59; log entries 60 to 79."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from meshnode.ids import Digest, PeerId, RequestId, SessionId
+from meshnode.wire import schema
+from meshnode.wire.schema import Max
+
+TURN_CHARS_MAX = 1 << 17
+ENTRY_BYTES_MAX = 384 << 10
+ENTRIES_MAX = 256
+PAGES_MAX = 1 << 13
+
+Reasons = Annotated[tuple[Annotated[str, Max(512)], ...], Max(64)]
+Epoch = Annotated[int, Max(1 << 40)]
+Seq = Annotated[int, Max(1 << 40)]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A log entry: the epoch of the owner that wrote it, and one change as deterministic CBOR."""
+
+    epoch: Epoch
+    body: Annotated[bytes, Max(ENTRY_BYTES_MAX)]
+
+
+Entries = Annotated[tuple[Entry, ...], Max(ENTRIES_MAX)]
+
+
+# ------------------------------------------------------------------------------------------- between client and voters
+
+
+@schema.message(31)
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The agent has the answer: the session begins."""
+
+    session: SessionId
+
+
+@schema.message(32)
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Send me everything after `after`. Sent to every voter; whoever owns the session answers."""
+
+    session: SessionId
+    after: Seq
+
+
+@schema.message(33)
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Released entries, in order. Without entries: a sign of life, or an owner that introduces itself."""
+
+    session: SessionId
+    epoch: Epoch
+    after: Seq
+    entries: Entries
+    released: Seq
+
+
+@schema.message(34)
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A user turn. The id is the client's: a repeat gets the recorded answer."""
+
+    session: SessionId
+    request: RequestId
+    text: Annotated[str, Max(TURN_CHARS_MAX)]
+    max_tokens: Annotated[int, Max(1 << 20)]
+
+
+@schema.message(35)
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """This request was refused; the session goes on."""
+
+    session: SessionId
+    request: RequestId
+    status: Annotated[int, Max(699)]
+    reasons: Reasons
+
+
+@schema.message(36)
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """End the running turn; what was said stays said."""
+
+    session: SessionId
+    request: RequestId
+
+
+@schema.message(37)
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """End the session."""
+
+    session: SessionId
+    reason: Annotated[str, Max(128)]
+
+
+@schema.message(38)
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """481: this node knows no such session."""
+
+    session: SessionId
+
+
+# ---------------------------------------------------------------------------------------------------- between voters
+
+
+@schema.message(40)
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """Entries after (prev_seq, prev_hash) and how far all is released. Empty: a heartbeat that renews the lease."""
+
+    session: SessionId
+    epoch: Epoch
+    prev_seq: Seq
+    prev_hash: Digest
+    entries: Entries
+    released: Seq
+    stamp_us: int
+    """The owner's clock when it sent this; comes back, so that a lease counts from sending."""
+
+
+@schema.message(41)
+@dataclass(frozen=True, slots=True)
+class Replicated:
+    """Durable up to `matched` if `ok`; otherwise send again from `matched`. A higher epoch says: you are deposed."""
+
+    session: SessionId
+    epoch: Epoch
+    matched: Seq
+    ok: bool
+    stamp_us: int
+
+
+@schema.message(42)
+@dataclass(frozen=True, slots=True)
+class PreVote:
+    """Would you promise this epoch? Changes nothing (Raft, section 9.6 of the dissertation)."""
+
+    session: SessionId
+    epoch: Epoch
+
+
+@schema.message(43)
+@dataclass(frozen=True, slots=True)
+class PreVoted:
+    """I have evidence against the present host too."""
+
+    session: SessionId
+    epoch: Epoch
+
+
+@schema.message(44)
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Promise this epoch, and show what you have after a position that is known to be released."""
+
+    session: SessionId
+    epoch: Epoch
+    after: Seq
+
+
+@schema.message(45)
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """`granted`: durable, with this voter's log after `after`. Refused: `epoch` is what was promised already."""
+
+    session: SessionId
+    epoch: Epoch
+    granted: bool
+    last_epoch: Epoch
+    last_seq: Seq
+    after: Seq
+    entries: Entries
+    """As many as fit; a candidate that needs the rest prepares again from where these end."""
+
+
+@schema.message(46)
+@dataclass(frozen=True, slots=True)
+class PageOffer:
+    """A new owner asks a replica how much of this chain of pages it holds already."""
+
+    session: SessionId
+    epoch: Epoch
+    addresses: Annotated[tuple[Digest, ...], Max(PAGES_MAX)]
+
+
+@schema.message(47)
+@dataclass(frozen=True, slots=True)
+class PageAck:
+    """The first `watermark` pages of the chain are stored here, without a gap."""
+
+    session: SessionId
+    epoch: Epoch
+    watermark: Annotated[int, Max(PAGES_MAX)]
+    tip: Digest
+    """Address of the last of them: an acknowledgement of another chain's pages counts for nothing."""
+
+
+# ------------------------------------------------------------------------------------------------------- log entries
+
+
+@schema.message(60)
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """Entry 1: the signed award, with manifest and members. The same bytes at every voter."""
+
+    award: Annotated[bytes, Max(320 << 10)]
+
+
+@schema.message(61)
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An owner begins its epoch."""
+
+    host: PeerId
+
+
+@schema.message(62)
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A user turn as token ids, chat template included."""
+
+    request: RequestId
+    ids: Annotated[tuple[Annotated[int, Max(1 << 24)], ...], Max(1 << 16)]
+    max_tokens: Annotated[int, Max(1 << 20)]
+
+
+@schema.message(63)
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token, and the text that it completes."""
+
+    id: Annotated[int, Max(1 << 24)]
+    piece: Annotated[str, Max(1024)]
+
+
+@schema.message(64)
+@dataclass(frozen=True, slots=True)
+class End:
+    """The turn is over: stop, length, interrupted, or the engine's words."""
+
+    reason: Annotated[str, Max(512)]
+
+
+@schema.message(65)
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The session is over."""
+
+    reason: Annotated[str, Max(128)]
+
+
+Change = Birth | Opened | Turn | Token | End | Closed
+
+
+# ---------------------------------------------------------------------------------------------------- journal records
+
+
+@schema.message(70)
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """This voter will follow no epoch below this one, and in it only this candidate."""
+
+    session: SessionId
+    epoch: Epoch
+    candidate: PeerId
+
+
+@schema.message(71)
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Entries put after `prev_seq`; what stood there before is gone."""
+
+    session: SessionId
+    prev_seq: Seq
+    entries: Entries
+    released: Seq
+
+
+@schema.message(72)
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The session is over here; only its name is kept."""
+
+    session: SessionId

@@ -1,0 +1,273 @@
+"""All sessions of one node: who may say what to which of them, and how they come back after a crash."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from meshnode import errors
+from meshnode.ids import Digest, PeerId, SessionId
+from meshnode.machine import (
+    Durable,
+    Effect,
+    Encoded,
+    Faulted,
+    Forget,
+    Note,
+    PageFailed,
+    PageStored,
+    Persist,
+    Restored,
+    Send,
+    Stepped,
+)
+from meshnode.ports import EngineCard, Lane
+from meshnode.sessions import log, messages, records
+from meshnode.sessions.lifecycle import State
+from meshnode.sessions.member import Contract, Member
+from meshnode.sessions.voter import Voter
+from meshnode.wire import envelope
+from meshnode.wire.award import Award, Invitation
+
+SESSIONS_MAX = 1024
+TOMBSTONES_MAX = 4096
+
+FromVoter = (
+    messages.Replicate
+    | messages.Replicated
+    | messages.PreVote
+    | messages.PreVoted
+    | messages.Prepare
+    | messages.Promise
+    | messages.PageOffer
+    | messages.PageAck
+)
+FromAgent = messages.Ack | messages.Subscribe | messages.Message | messages.Interrupt | messages.Bye
+FromHands = Durable | Encoded | Stepped | Restored | Faulted | PageStored | PageFailed
+
+
+class Registry:
+    """The sessions in which this node has a seat."""
+
+    def __init__(self, me: PeerId, card: EngineCard | None, rng: random.Random) -> None:
+        self.me = me
+        self.card = card
+        self.rng = rng
+        self.members: dict[SessionId, Member] = {}
+        self.stored: dict[SessionId, set[Digest]] = {}
+        """Pages in this node's store."""
+        self._over: OrderedDict[SessionId, None] = OrderedDict()
+
+    # ------------------------------------------------------------------------------------------------- birth and replay
+
+    def born(self, now: float, contract: Contract, sealed: bytes) -> tuple[list[Effect], str]:
+        """Take a seat: entry 1 is the award. The refusal, if any, is in words."""
+        session = contract.award.session
+        known = self.members.get(session)
+        if session in self._over:
+            return [], "this session is over here"
+        if known is not None and (known.state is not State.PROCEEDING or known.contract.agent != contract.agent):
+            return [], "a session of this name lives here already"
+        if known is None and len(self.members) >= SESSIONS_MAX:
+            return [], f"this node has a part in {SESSIONS_MAX} sessions already"
+        voter = Voter(session)
+        host = next(seat.peer for seat in contract.seats if seat.role == "host")
+        made = voter.born(log.entry(1, messages.Birth(sealed)), host)
+        self.members[session] = self._member(now, contract, voter)
+        return [Persist(session, records.pack(record)) for record in made], ""
+
+    def _member(self, now: float, contract: Contract, voter: Voter) -> Member:
+        wants, card = contract.manifest.placement, self.card
+        fits = card is not None and wants.model in ("", card.model) and wants.model_digest in (b"", card.model_digest)
+        fits = fits and wants.numeric_class in ("", card.numeric_class if card else "")
+        return Member(self.me, contract, voter, card if fits else None, self.rng, now)
+
+    def replay(self, now: float, journal: Iterable[bytes], pages: Mapping[SessionId, set[Digest]]) -> None:
+        """Find everything again after a start. Raises StoreError."""
+        voters: dict[SessionId, Voter] = {}
+        for data in journal:
+            record = records.unpack(data)
+            if isinstance(record, messages.Dropped):
+                voters.pop(record.session, None)
+                self._bury(record.session)
+                continue
+            self._over.pop(record.session, None)
+            if isinstance(record, messages.Appended) and record.prev_seq == 0:
+                voters[record.session] = _again(voters.get(record.session), record.session)
+            voter = voters.setdefault(record.session, Voter(record.session))
+            try:
+                voter.replay(record)
+            except errors.PeerError as error:
+                raise errors.StoreError(f"the journal does not fit together: {error}") from error
+        for session, voter in voters.items():
+            if voter.log.last:
+                self._revive(now, session, voter)
+        self.stored = {session: set(known) for session, known in pages.items() if session in self.members}
+
+    def _revive(self, now: float, session: SessionId, voter: Voter) -> None:
+        birth = voter.log.changes[0]
+        assert isinstance(birth, messages.Birth)
+        contract = contract_of(birth.award)
+        hosts = [change.host for change in voter.log.changes if isinstance(change, messages.Opened)]
+        first = next(seat.peer for seat in contract.seats if seat.role == "host")
+        voter.host = hosts[-1] if hosts else first
+        self.members[session] = self._member(now, contract, voter)
+
+    def snapshot(self) -> list[bytes]:
+        """The records that say all that is still needed: what a compacted journal holds."""
+        out: list[bytes] = []
+        for session, member in self.members.items():
+            voter = member.voter
+            at = 0
+            while at < voter.log.last:
+                entries = voter.log.after(at)
+                out.append(records.pack(messages.Appended(session, at, entries, voter.released)))
+                at += len(entries)
+            if voter.candidate is not None:
+                out.append(records.pack(messages.Promised(session, voter.promised, voter.candidate)))
+        return out
+
+    def _bury(self, session: SessionId) -> None:
+        self._over[session] = None
+        while len(self._over) > TOMBSTONES_MAX:
+            self._over.popitem(last=False)
+
+    # ----------------------------------------------------------------------------------------------------------- events
+
+    def from_voter(self, now: float, peer: PeerId, message: FromVoter) -> list[Effect]:
+        """Another voter speaks. Raises PeerError if it has no seat."""
+        member = self.members.get(message.session)
+        if member is None:
+            return []
+        if peer not in member.others:
+            raise errors.PeerError("a voter's message from a peer that has no seat")
+        match message:
+            case messages.Replicate():
+                return member.on_replicate(now, peer, message)
+            case messages.Replicated():
+                return self._replicated(now, member, peer, message)
+            case messages.PreVote():
+                return member.on_prevote(peer, message)
+            case messages.PreVoted():
+                return member.on_prevoted(now, peer, message)
+            case messages.Prepare():
+                return member.on_prepare(now, peer, message)
+            case messages.Promise():
+                return member.on_promise(now, peer, message)
+            case messages.PageOffer():
+                return member.on_page_offer(peer, message, frozenset(self.stored.get(message.session, ())))
+            case messages.PageAck():
+                return member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
+
+    def _replicated(self, now: float, member: Member, peer: PeerId, reply: messages.Replicated) -> list[Effect]:
+        if member.serving is None:
+            return []
+        if reply.epoch > member.serving.epoch:
+            return member.depose(now)
+        return member.serving.on_replicated(now, peer, reply)
+
+    def from_agent(self, now: float, client: PeerId, message: FromAgent) -> list[Effect]:
+        """A client speaks. Raises PeerError if the session is another's."""
+        member = self.members.get(message.session)
+        if member is None:
+            return [Send(client, Lane.SIGNAL, messages.Gone(message.session))]
+        if client != member.contract.agent:
+            raise errors.PeerError("a message for a session that another agent signed for")
+        serving = member.serving
+        match message:
+            case messages.Ack():
+                return member.on_ack(now)
+            case messages.Subscribe():
+                return member.on_subscribe(now, client, message)
+            case messages.Message():
+                return serving.on_message(now, client, message) if serving is not None else []
+            case messages.Interrupt():
+                return serving.on_interrupt(now, message.request) if serving is not None else []
+            case messages.Bye():
+                return serving.on_bye(now, message.reason) if serving is not None else []
+
+    def from_hands(self, now: float, event: FromHands) -> list[Effect]:
+        """Something that a hand was asked for is done."""
+        member = self.members.get(event.session)
+        if member is None:
+            return []
+        match event:
+            case PageStored(peer, session, epoch, index, address, parent):
+                self.stored.setdefault(session, set()).add(address)
+                return member.page_stored(peer, index, address, parent, epoch)
+            case PageFailed(session, reason):
+                return [Note("page failed", session, reason)]
+            case Restored():
+                return member.on_restored(now, event)
+        serving = member.serving
+        if serving is None:
+            return []
+        match event:
+            case Durable(_, epoch, seq):
+                return serving.on_durable(now, seq) if epoch == serving.epoch else []
+            case Encoded():
+                return serving.on_encoded(now, event)
+            case Stepped():
+                return serving.on_stepped(now, event) if event.load == serving.hosting.load else []
+            case Faulted():
+                return serving.on_faulted(now, event) if event.load == serving.hosting.load else []
+
+    def admits(self, peer: PeerId, session: SessionId, page_index: int, epoch: int) -> None:
+        """Raises PeerError for a page that must not be stored."""
+        member = self.members.get(session)
+        if member is None or peer not in member.others or member.pages is None or member.serving is not None:
+            raise errors.PeerError("a page for a session that does not expect one")
+        member.pages.admit(page_index, epoch)
+
+    def severed_from(self, now: float, peer: PeerId) -> list[Effect]:
+        """The mesh has evidence that a peer is gone."""
+        return [effect for member in self.members.values() for effect in member.severed_from(now, peer)]
+
+    def relinked(self, now: float, peer: PeerId) -> list[Effect]:
+        """A link to a peer came up."""
+        serving = [one.serving for one in self.members.values() if one.serving is not None and peer in one.others]
+        return [effect for one in serving for effect in one.relinked(now, peer)]
+
+    def release(self, now: float, session: SessionId) -> list[Effect]:
+        """The auctioneer takes an award back."""
+        member = self.members.get(session)
+        if member is None or member.state is not State.PROCEEDING:
+            return []
+        del self.members[session]
+        return [Persist(session, records.pack(messages.Dropped(session))), Forget(session)]
+
+    # ------------------------------------------------------------------------------------------------------------- time
+
+    def tick(self, now: float) -> list[Effect]:
+        """Whatever time makes due, and farewell to what is over."""
+        effects: list[Effect] = []
+        for session, member in list(self.members.items()):
+            effects += member.tick(now)
+            last = member.finished(now)
+            if last is not None:
+                effects += last
+                del self.members[session]
+                self.stored.pop(session, None)
+                self._bury(session)
+        return effects
+
+    @property
+    def deadline(self) -> float:
+        """The soonest of all sessions."""
+        return min((member.deadline for member in self.members.values()), default=float("inf"))
+
+
+def contract_of(sealed: bytes) -> Contract:
+    """What a signed award says. Raises PeerError."""
+    _, award = envelope.expect(sealed, Award)
+    agent, invitation = envelope.expect(award.invitation, Invitation)
+    return Contract(award, agent, invitation.manifest)
+
+
+def _again(known: Voter | None, session: SessionId) -> Voter:
+    """A log that begins anew (a second award of one session) keeps what was promised."""
+    fresh = Voter(session)
+    if known is not None:
+        fresh.promised, fresh.candidate = known.promised, known.candidate
+    return fresh

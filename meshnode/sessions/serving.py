@@ -1,0 +1,277 @@
+"""An owner at work: turns in, tokens out, nothing shown before a majority has it.
+
+Lives as long as this node owns the session in one epoch. Every change goes the same way: into the log, to the
+followers, to the own disk, and when a majority has it, to the subscribers. Between the first and the last step the
+engine may run ahead by a few tokens (hosting.AHEAD_MAX), which hides the round trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meshnode.ids import PeerId, RequestId
+from meshnode.machine import Durable, Effect, Encode, Encoded, Faulted, Note, Persist, Post, Restored, Send, Stepped
+from meshnode.manifest import Manifest
+from meshnode.ports import Lane
+from meshnode.sessions import log, messages, owner, records
+from meshnode.sessions.hosting import Hosting
+from meshnode.sessions.messages import Change, Closed, End, Message, Notify, Opened, PageAck, PageOffer, Replicated
+from meshnode.sessions.timers import Timers
+from meshnode.sessions.transcript import Transcript
+from meshnode.sessions.voter import Voter
+
+QUEUE_MAX = 8
+"""Turns that wait for the running one."""
+FAREWELL_S = 5.0
+"""How long an owner tells its followers that the session is over before it forgets them."""
+
+
+@dataclass(slots=True)
+class Subscriber:
+    """A client that attends: how far it was sent, and when it last asked."""
+
+    sent: int
+    asked_at: float
+
+
+class Serving:
+    """One owner, one epoch."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        voter: Voter,
+        epoch: int,
+        others: tuple[PeerId, ...],
+        hosting: Hosting,
+        manifest: Manifest,
+        timers: Timers,
+        subscribers: dict[PeerId, Subscriber],
+        now: float,
+    ) -> None:
+        self.me = me
+        self.session = voter.session
+        self.voter = voter
+        self.epoch = epoch
+        self.hosting = hosting
+        self.manifest = manifest
+        self.timers = timers
+        self.subscribers = subscribers
+        self.owner = owner.Owner(voter.log, epoch, me, others, now)
+        self.transcript = Transcript(voter.log.changes)
+        self.queue: list[tuple[PeerId, Message]] = []
+        self._encoding: RequestId | None = None
+        self._closed_at: float | None = None
+        self._first_noted = False
+
+    # -------------------------------------------------------------------------------------------------------- opening
+
+    def open(self, now: float, replicas: tuple[PeerId, ...]) -> list[Effect]:
+        """Write the epoch's first entry, introduce oneself to clients and replicas."""
+        self.hosting.own(self.epoch, replicas)
+        self.hosting.align(self.transcript.context)
+        effects = self.write(now, [Opened(self.me)])
+        if not self.hosting.busy:
+            self.hosting.seal()
+        effects += self._offer_pages()
+        effects += self.introduce()
+        return effects + self.pump(now)
+
+    def _offer_pages(self) -> list[Effect]:
+        chain = self.hosting.chain()
+        if not chain:
+            return []
+        offer = PageOffer(self.session, self.epoch, chain)
+        return [Send(replica, Lane.SIGNAL, offer, self.session) for replica in self.hosting.replicas]
+
+    def introduce(self) -> list[Effect]:
+        """Tell every client that remembers us as a voter who owns the session now."""
+        notify = Notify(self.session, self.epoch, self.voter.released, (), self.voter.released)
+        return [Send(client, Lane.MEDIA, notify) for client in self.subscribers]
+
+    # ------------------------------------------------------------------------------------------------------------ log
+
+    def write(self, now: float, changes: Sequence[Change]) -> list[Effect]:
+        """Append, replicate, persist; what a majority has is released in `_release`."""
+        if not changes:
+            return []
+        before = self.voter.log.last
+        entries = [log.entry(self.epoch, change) for change in changes]
+        for of in entries:
+            self.transcript.add(self.voter.log.append(of))
+        effects = self._replicate(now)
+        record = messages.Appended(self.session, before, tuple(entries), self.voter.released)
+        effects.append(Persist(self.session, records.pack(record)))
+        effects.append(Post(self.session, Durable(self.session, self.epoch, self.voter.log.last)))
+        return effects
+
+    def _replicate(self, now: float, *, heartbeat: bool = False) -> list[Effect]:
+        # Not ordered behind our own disk: a follower may well be durable first, only the count needs both.
+        outbound = self.owner.outbound(now, self.voter.released, heartbeat=heartbeat)
+        return [Send(peer, Lane.MEDIA, message) for peer, message in outbound]
+
+    def on_durable(self, now: float, seq: int) -> list[Effect]:
+        """Our own disk has it."""
+        self.owner.durable = max(self.owner.durable, min(seq, self.voter.log.last))
+        return self._release(now)
+
+    def on_replicated(self, now: float, peer: PeerId, reply: Replicated) -> list[Effect]:
+        """A follower has it, or lacks something."""
+        self.owner.on_replicated(peer, reply, now)
+        effects = self._release(now)
+        return effects + (self._replicate(now) if not reply.ok else []) + self.pump(now)
+
+    def relinked(self, now: float, peer: PeerId) -> list[Effect]:
+        """A link to a follower came up again."""
+        self.owner.relinked(peer)
+        self.hosting.pages.link_down(peer)
+        return self._replicate(now, heartbeat=True)
+
+    def _release(self, now: float) -> list[Effect]:
+        released = self.owner.releasable()
+        if released <= self.voter.released:
+            return []
+        self.voter.released = released
+        effects: list[Effect] = []
+        for client in self.subscribers:
+            effects += self.push(client)
+        if self.transcript.closed is not None and released == self.voter.log.last and self._closed_at is None:
+            self._closed_at = now
+            effects += self._replicate(now, heartbeat=True)
+        return effects + self.pump(now)
+
+    # -------------------------------------------------------------------------------------------------------- clients
+
+    def push(self, client: PeerId) -> list[Effect]:
+        """Released entries that this client has not been sent."""
+        subscriber = self.subscribers[client]
+        effects: list[Effect] = []
+        while subscriber.sent < self.voter.released:
+            count = self.voter.released - subscriber.sent
+            entries = self.voter.log.after(subscriber.sent, min(count, messages.ENTRIES_MAX))
+            notify = Notify(self.session, self.epoch, subscriber.sent, entries, self.voter.released)
+            effects.append(Send(client, Lane.MEDIA, notify))
+            subscriber.sent += len(entries)
+        return effects
+
+    def on_subscribe(self, client: PeerId) -> list[Effect]:
+        """Send what is missing, and if nothing is, say at least who we are."""
+        if pushed := self.push(client):
+            return pushed
+        notify = Notify(self.session, self.epoch, self.voter.released, (), self.voter.released)
+        return [Send(client, Lane.MEDIA, notify)]
+
+    def on_message(self, now: float, client: PeerId, message: Message) -> list[Effect]:
+        """A turn. A repeat of one that is known changes nothing: its record is in the log, which the client reads."""
+        waiting = {queued.request for _, queued in self.queue}
+        if message.request in self.transcript.requests or message.request in waiting:
+            return []
+        if self.transcript.closed is not None:
+            return [self._denied(client, message.request, 481, "the session is over")]
+        if len(self.queue) >= QUEUE_MAX:
+            return [self._denied(client, message.request, 491, f"{QUEUE_MAX} turns are waiting already")]
+        self.queue.append((client, message))
+        return self.pump(now)
+
+    def on_interrupt(self, now: float, request: RequestId) -> list[Effect]:
+        """End the running turn, or take back one that waits."""
+        self.queue = [(client, queued) for client, queued in self.queue if queued.request != request]
+        turn = self.transcript.open_turn
+        if turn is None or turn.request != request:
+            return []
+        return self.write(now, [End("interrupted")]) + self.pump(now)
+
+    def on_bye(self, now: float, reason: str) -> list[Effect]:
+        """End the session."""
+        if self.transcript.closed is not None:
+            return []
+        ending: list[Change] = [End("interrupted")] if self.transcript.open_turn is not None else []
+        return self.write(now, [*ending, Closed(reason)])
+
+    def _denied(self, client: PeerId, request: RequestId, status: int, reason: str) -> Effect:
+        denied = messages.Denied(self.session, request, status, (reason,))
+        return Send(client, Lane.MEDIA, denied)
+
+    # --------------------------------------------------------------------------------------------------------- engine
+
+    def pump(self, now: float) -> list[Effect]:
+        """Whatever can go on now: pages, the next step, the next turn. Without a lease, nothing."""
+        if self.transcript.closed is not None or now > self.owner.lease_until(self.timers.lease_s):
+            return []
+        effects = self.hosting.ship()
+        if self.transcript.open_turn is None:
+            return effects + self._next_turn()
+        return effects + self.hosting.next_step(self.transcript, self.voter.log.last - self.voter.released)
+
+    def _next_turn(self) -> list[Effect]:
+        if not self.queue or self._encoding is not None:
+            return []
+        message = self.queue[0][1]
+        self._encoding = message.request
+        first = self.transcript.turns == 0
+        system = self.manifest.agent.system or None
+        closed = self.transcript.eos_closed
+        return [Encode(self.session, message.request, message.text, system, first, closed)]
+
+    def on_encoded(self, now: float, event: Encoded) -> list[Effect]:
+        """The turn's ids; it enters the log unless it does not fit."""
+        if event.request != self._encoding:
+            return []
+        self._encoding = None
+        if not self.queue or self.queue[0][1].request != event.request:
+            return self.pump(now)
+        client, message = self.queue.pop(0)
+        room = self.hosting.context_tokens_max - len(self.transcript.context) - 1
+        if len(event.ids) > room:
+            reason = f"the turn has {len(event.ids)} tokens and the context has room for {max(0, room)}"
+            return [self._denied(client, message.request, 413, reason), *self.pump(now)]
+        most = min(message.max_tokens or self.manifest.agent.max_tokens, room - len(event.ids) + 1)
+        turn = messages.Turn(message.request, event.ids, max(1, most))
+        return self.write(now, [turn]) + self.pump(now)
+
+    def on_stepped(self, now: float, event: Stepped) -> list[Effect]:
+        """The engine moved: log what it drew, ship what it filled, go on."""
+        changes = self.hosting.stepped(event, self.transcript)
+        effects = self.write(now, changes)
+        if changes and not self._first_noted:
+            self._first_noted = True
+            detail = f"epoch={self.epoch} restored={self.hosting.pages_restored} recomputed={self.hosting.recomputed}"
+            effects.append(Note("first token", self.session, detail))
+        return effects + self.pump(now)
+
+    def on_restored(self, now: float, event: Restored) -> list[Effect]:
+        """Pages are back."""
+        self.hosting.restored(event.tokens)
+        self.hosting.align(self.transcript.context)
+        self.hosting.seal()
+        return self._offer_pages() + self.pump(now)
+
+    def on_faulted(self, now: float, event: Faulted) -> list[Effect]:
+        """The engine cannot: the turn ends and says why, the session stays."""
+        self.hosting.busy = False
+        self.hosting.loaded.clear()
+        effects: list[Effect] = [Note("engine refused", self.session, event.reason)]
+        if self.transcript.open_turn is not None:
+            effects += self.write(now, [End(f"error: {event.reason}"[:512])])
+        return effects + self.pump(now)
+
+    def on_page_ack(self, now: float, peer: PeerId, ack: PageAck) -> list[Effect]:
+        """A replica stored pages."""
+        self.hosting.pages.acked(peer, ack.watermark, ack.epoch, ack.tip)
+        return self.pump(now)
+
+    # ----------------------------------------------------------------------------------------------------------- time
+
+    def tick(self, now: float) -> list[Effect]:
+        """Heartbeats to followers and clients."""
+        if now < self.owner.heartbeat_at:
+            return []
+        self.owner.heartbeat_at = now + self.timers.heartbeat_s
+        return self._replicate(now, heartbeat=True) + self.introduce() + self.pump(now)
+
+    def over(self, now: float) -> bool:
+        """Whether the session ended and everybody who matters knows, or had time to."""
+        if self._closed_at is None:
+            return False
+        return now >= self._closed_at + FAREWELL_S or not self.owner.majority > 1

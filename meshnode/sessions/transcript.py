@@ -1,0 +1,62 @@
+"""What a log means: the context that the model sees, and whether an answer is due.
+
+A pure function of the log's changes, kept up to date as entries come, so that every host derives the same context, the
+same position for the next token, and the same text for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from meshnode.ids import PeerId, RequestId
+from meshnode.sessions.messages import Birth, Change, Closed, End, Opened, Token, Turn
+
+
+class Transcript:
+    """Fold of a log's changes."""
+
+    __slots__ = ("closed", "context", "eos_closed", "host", "open_turn", "pending", "requests", "said", "turns")
+
+    def __init__(self, changes: Sequence[Change] = ()) -> None:
+        self.context: list[int] = []
+        """Token ids in order; the next token's position is its length."""
+        self.open_turn: Turn | None = None
+        """The turn that is being answered."""
+        self.said = 0
+        """Tokens of the open turn so far."""
+        self.pending: list[int] = []
+        """Last ids of the open turn whose text is not complete: the inside of a UTF-8 character."""
+        self.requests: set[RequestId] = set()
+        self.turns = 0
+        self.eos_closed = False
+        """Whether the context ends in an end-of-turn id."""
+        self.closed: str | None = None
+        """Why the session is over."""
+        self.host: PeerId | None = None
+        for change in changes:
+            self.add(change)
+
+    def add(self, change: Change) -> None:
+        """Apply the next change."""
+        match change:
+            case Birth():
+                pass
+            case Opened(host):
+                self.host = host
+            case Turn(request, ids, _):
+                self.context.extend(ids)
+                self.open_turn, self.said, self.eos_closed = change, 0, False
+                self.pending.clear()
+                self.requests.add(request)
+                self.turns += 1
+            case Token(token, piece):
+                self.context.append(token)
+                self.said += 1
+                self.pending = [] if piece else [*self.pending, token]
+            case End(reason):
+                self.open_turn = None
+                self.pending.clear()
+                self.eos_closed = reason == "stop"
+            case Closed(reason):
+                self.open_turn = None
+                self.closed = reason
