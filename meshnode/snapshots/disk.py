@@ -1,21 +1,18 @@
-"""The five things that a page store asks of a file system, for real and in memory.
+"""The five things that a page store asks of a file system, and a disk in memory that does no more than that.
 
 The contract is about what survives: content is durable when `write` returns, a name when `rename` returns, and nothing
 else is promised. `MemoryDisk` takes every liberty that a real disk may take: a crash tears what was not synced, keeps
 or forgets names whose folder was not synced, and may bring removed files back. A store that passes on it passes for the
-right reason. Both refuse with StoreError, in one sentence that says what to do about a full disk.
+right reason. The real one, `store.FolderDisk`, passes the same contract test.
+
+Pure: the dice of a crash come in.
 
 Rejected: a mock that records calls (it proves that fsync was called, not that it was called in time).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
 from meshnode import errors
@@ -38,85 +35,6 @@ class Disk(Protocol):
 
     def remove(self, path: str) -> None:
         """A missing file is fine. After a crash, a removed file may be back."""
-
-
-@contextlib.contextmanager
-def store_errors(act: str, path: Path) -> Iterator[None]:
-    """The operating system's refusals as StoreError."""
-    try:
-        yield
-    except OSError as fault:
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise errors.StoreError(
-                f"the disk is full: cannot {act} {path}; free some space and start again"
-            ) from fault
-        raise errors.StoreError(f"cannot {act} {path}: {fault.strerror or fault}") from fault
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class FolderDisk:
-    """A folder of a real file system."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._durable: set[Path] = set()  # folders whose own names this process has made durable
-        with store_errors("create", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(folder.parent)
-
-    def write(self, path: str, data: bytes) -> None:
-        full = self._folder / path
-        with store_errors("write", full):
-            full.parent.mkdir(parents=True, exist_ok=True)
-            with full.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-
-    def rename(self, old: str, new: str) -> None:
-        full = self._folder / new
-        with store_errors("write", full):
-            full.parent.mkdir(parents=True, exist_ok=True)
-            (self._folder / old).rename(full)
-            sync_folder(full.parent)
-            self._sync_above(full.parent)
-
-    def read(self, path: str) -> bytes | None:
-        full = self._folder / path
-        with store_errors("read", full):
-            try:
-                return full.read_bytes()
-            except FileNotFoundError:
-                return None
-
-    def files(self) -> list[tuple[str, int]]:
-        with store_errors("list", self._folder):
-            found = [(path, path.stat()) for path in self._folder.rglob("*") if path.is_file()]
-        found.sort(key=lambda entry: (entry[1].st_mtime_ns, entry[0]))
-        return [(path.relative_to(self._folder).as_posix(), status.st_size) for path, status in found]
-
-    def remove(self, path: str) -> None:
-        full = self._folder / path
-        with store_errors("remove", full):
-            full.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty, or gone: both are fine
-                full.parent.rmdir()
-                self._durable.discard(full.parent)
-
-    def _sync_above(self, folder: Path) -> None:
-        """A folder is itself a name. One that stands may be an earlier failure's, so standing proves nothing."""
-        while folder != self._folder and folder not in self._durable:
-            sync_folder(folder.parent)
-            self._durable.add(folder)
-            folder = folder.parent
 
 
 class MemoryDisk:

@@ -43,7 +43,7 @@ def file_of(session: ids.SessionId, page_index: int) -> str:
 
 @pytest.fixture(params=["folder", "memory"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> disk.Disk:
-    return disk.FolderDisk(tmp_path / "store") if request.param == "folder" else disk.MemoryDisk()
+    return store.FolderDisk(tmp_path / "store") if request.param == "folder" else disk.MemoryDisk()
 
 
 def overwrite(files: disk.Disk, path: str, data: bytes) -> None:
@@ -270,7 +270,7 @@ def test_whatever_step_fails_no_acknowledged_page_is_lost_and_no_torn_one_return
 @pytest.mark.parametrize("real", [False, True])
 def test_a_call_that_fails_costs_no_acknowledged_page_on_either_disk(tmp_path: Path, real: bool, late: bool) -> None:
     def fresh(name: str) -> disk.Disk:
-        return disk.FolderDisk(tmp_path / name) if real else disk.MemoryDisk()
+        return store.FolderDisk(tmp_path / name) if real else disk.MemoryDisk()
 
     counting = Failing(fresh("count"), 0, late=late)
     Life().run(counting)
@@ -321,21 +321,21 @@ def test_an_eviction_is_told_even_if_the_put_that_needed_it_failed() -> None:
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    with pytest.raises(errors.StoreError, match="disk is full"), disk.store_errors("write", tmp_path):
+    with pytest.raises(errors.StoreError, match="disk is full"), store.store_errors("write", tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_folder_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(errors.StoreError, match="cannot create"):
-        disk.FolderDisk(tmp_path / "file" / "store")
+        store.FolderDisk(tmp_path / "file" / "store")
 
 
 WRITER = """
 import sys, pathlib
-from meshnode.snapshots import disk, store
+from meshnode.snapshots import store
 from tests.snapshots import test_store as facts
-pages = store.PageStore(disk.FolderDisk(pathlib.Path(sys.argv[1])))
+pages = store.PageStore(store.FolderDisk(pathlib.Path(sys.argv[1])))
 for page_index in range(255):
     pages.put(facts.page(facts.ALICE, page_index, payload_bytes=200_000))
     print(page_index, flush=True)
@@ -355,7 +355,7 @@ def test_a_killed_process_leaves_every_page_that_it_acknowledged(tmp_path: Path)
         writer.send_signal(signal.SIGKILL)
         acked += [int(line) for line in writer.stdout]
     assert 20 <= len(acked) < 255
-    pages = store.PageStore(disk.FolderDisk(tmp_path / "store"))
+    pages = store.PageStore(store.FolderDisk(tmp_path / "store"))
     for page_index in acked:
         assert pages.get(ALICE, address(ALICE, page_index)) is not None
     for name in pages.have(ALICE):
