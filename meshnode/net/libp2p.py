@@ -20,23 +20,20 @@ from typing import Any
 
 import trio
 from libp2p.abc import IMuxedConn, INetStream, IRawConnection
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
+from libp2p.crypto import ed25519, x25519
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network import swarm as libp2p_swarm
 from libp2p.network.config import ConnectionConfig, RetryConfig
-from libp2p.network.connection import swarm_connection
-from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection import raw_connection, swarm_connection
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.security.noise import transport as noise_transport
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.transport.tcp.tcp import TCP
@@ -76,8 +73,8 @@ BATCH_BYTES_MAX = 1 << 20
 WINDOW_POLL_S = 0.005
 """How often a writer looks whether the peer has opened its window again: the library has no event for it."""
 
-_GREETING_RUN_BYTES = 8
-_GREETING_BYTES = _GREETING_RUN_BYTES + 8
+_RUN_BYTES = 8
+_GREETING_BYTES = _RUN_BYTES + 8
 _NOISE_BYTES_MAX = 65519  # plaintext of one Noise message
 _FIRST_STREAM_ID = 1
 
@@ -121,7 +118,7 @@ class _Tcp(TCP):
 class _Swarm(libp2p_swarm.Swarm):
     async def _do_handle_inbound_connection(self, read_write_closer: Any, maddr: Multiaddr, failure_event: Any) -> None:
         """T3: the library's own waits for the end of the swarm here, and holds a place in a limiter meanwhile."""
-        raw = RawConnection(_BufferedTcp(read_write_closer), False)
+        raw = raw_connection.RawConnection(_BufferedTcp(read_write_closer), False)
         try:
             muxed = await self.upgrade_inbound_raw_conn(raw, maddr)
             await muxed.event_closed.wait()
@@ -131,12 +128,10 @@ class _Swarm(libp2p_swarm.Swarm):
 
 
 def _new_swarm(identity: keys.Identity) -> _Swarm:
-    key_pair = create_new_key_pair(identity.seed)
+    key_pair = ed25519.create_new_key_pair(identity.seed)
     me = ID.from_pubkey(key_pair.public_key)
     assert _peer(me) == identity.peer
-    store = PeerStore()
-    store.add_key_pair(me, key_pair)
-    noise = NoiseTransport(key_pair, noise_privkey=create_new_x25519_key_pair().private_key)
+    noise = noise_transport.Transport(key_pair, noise_privkey=x25519.create_new_key_pair().private_key)
     config = ConnectionConfig(
         max_connections=CONNECTIONS_MAX,
         min_connections=0,
@@ -148,8 +143,8 @@ def _new_swarm(identity: keys.Identity) -> _Swarm:
     )
     return _Swarm(
         me,
-        store,
-        TransportUpgrader({NOISE_ID: noise}, {TProtocol(yamux.PROTOCOL_ID): yamux.Yamux}),
+        PeerStore(),
+        TransportUpgrader({noise_transport.PROTOCOL_ID: noise}, {TProtocol(yamux.PROTOCOL_ID): yamux.Yamux}),
         transports=[_Tcp()],
         retry_config=RetryConfig(max_retries=0),  # whether to try again is the brain's to decide
         connection_config=config,
@@ -210,7 +205,7 @@ class _Link:
         theirs = self.early.pop(0)
         if len(theirs) != _GREETING_BYTES:
             raise errors.PeerError(f"a greeting of {len(theirs)} bytes")
-        self.greeting = links.Greeting(theirs[:_GREETING_RUN_BYTES], int.from_bytes(theirs[_GREETING_RUN_BYTES:]))
+        self.greeting = links.Greeting(theirs[:_RUN_BYTES], int.from_bytes(theirs[_RUN_BYTES:]))
 
 
 class Libp2pTransport:
@@ -224,7 +219,7 @@ class Libp2pTransport:
         self._listen = places.to_listen(listen, self.me)
         self._announce = places.to_announce(announce, self.me)
         self._swarm = _new_swarm(identity)
-        self._run = secrets.token_bytes(_GREETING_RUN_BYTES)
+        self._run = secrets.token_bytes(_RUN_BYTES)
         self._links: links.Links[_Link] = links.Links()
         self._news: trio.MemorySendChannel[NetEvent]
         self.events: trio.MemoryReceiveChannel[NetEvent]
@@ -239,60 +234,53 @@ class Libp2pTransport:
         for place in self._listen:
             await sockets.probe(place)
         self._swarm.set_stream_handler(self._accept)
-        with self._news:
+        try:
             async with _swarming(self._swarm, [Multiaddr(place.text) for place in self._listen]):
                 self.addresses = self._announce or tuple(_reachable(self._swarm, self.me))
                 async with trio.open_nursery() as hands:
                     task_status.started()
                     async for link, news in self._births:
                         hands.start_soon(self._serve, link, news)
+        finally:
+            self._news.close()
+            for link in self._links.of():
+                link.end()
 
     async def dial(self, peer: PeerId, addresses: Sequence[str], lane: Lane) -> None:
         """T5: each address in turn. One that names somebody else, or nobody, is not knocked at."""
         await trio.lowlevel.checkpoint()
         while (going := self._dialling.get((peer, lane))) is not None:
             await going.wait()
-        if self._links.sending(peer, lane) is not None:
-            return
         self._dialling[peer, lane] = trio.Event()
         try:
-            reasons = [await self._knock(peer, text, lane) for text in addresses if not self._stands(peer, lane)]
+            reasons = [await self._knock(peer, text, lane) for text in addresses]
         finally:
             self._dialling.pop((peer, lane)).set()
-        if not self._stands(peer, lane):
+        if self._links.sending(peer, lane) is None:
             raise errors.Unreachable(f"{ids.peer_short(peer)}: " + ("; ".join(reasons) or "no address"))
 
     def send_nowait(self, peer: PeerId, lane: Lane, frame: bytes) -> None:
         framing.check(lane, len(frame))
-        self._link(peer, lane).out.put_nowait(frame, len(frame))
+        self._links.required(peer, lane).out.put_nowait(frame, len(frame))
 
     async def send(self, peer: PeerId, lane: Lane, frame: bytes) -> None:
         framing.check(lane, len(frame))
         await trio.lowlevel.checkpoint()
-        await self._link(peer, lane).out.put(frame, len(frame))
+        await self._links.required(peer, lane).out.put(frame, len(frame))
 
     async def hang_up(self, peer: PeerId) -> None:
         for link in self._links.of(peer):
             link.end()
         await trio.lowlevel.checkpoint()
 
-    def _stands(self, peer: PeerId, lane: Lane) -> bool:
-        return self._links.sending(peer, lane) is not None
-
-    def _link(self, peer: PeerId, lane: Lane) -> _Link:
-        link = self._links.sending(peer, lane)
-        if link is None:
-            raise errors.Unreachable(f"no {lane.name} link to {ids.peer_short(peer)}")
-        return link
-
     async def _knock(self, peer: PeerId, text: str, lane: Lane) -> str:
-        """Try one address; the answer says why it was in vain."""
-        if peer == self.me:
-            return "that is ourselves"
+        """Try one address unless the link stands; the answer says why it was in vain."""
+        if self._links.sending(peer, lane) is not None:
+            return ""
         try:
             place = places.parse(text)
-            if place.peer != peer:
-                return f"{text} names another peer"
+            if place.peer != peer or peer == self.me:
+                return f"{text} names another peer, or ourselves"
             with trio.move_on_after(DIAL_S_MAX) as patience:
                 await self._reach(peer, place, lane)
         except (errors.PeerError, *_UNINTELLIGIBLE) as error:
@@ -300,37 +288,43 @@ class Libp2pTransport:
         return f"{text}: no answer in {DIAL_S_MAX:g} s" if patience.cancelled_caught else ""
 
     async def _reach(self, peer: PeerId, place: places.Place, lane: Lane) -> None:
+        # T4, T6: dial_addr, not dial_peer, which waits for a second transport and keeps a list of the damned.
         name = ID.from_base58(ids.peer_text(peer))
-        self._swarm.unblock_peer(name)  # T6
         connection = await self._swarm.dial_addr(Multiaddr(await sockets.resolved(place)), name)
-        async with _closed_on_failure(connection.muxed_conn):
+        link = None
+        try:
             stream = await connection.new_stream()
             await MultiselectClient().select_one_of([PROTOCOLS[lane]], MultiselectCommunicator(stream))
-            await self._adopt(_Link(peer, lane, stream.muxed_stream))
+            link = await self._adopted(_Link(peer, lane, stream.muxed_stream))
+        finally:
+            if link is None:
+                await _close(connection.muxed_conn)
 
     async def _accept(self, stream: INetStream) -> None:
         """A task of the library's: what is raised here ends the whole node, so only our own faults may be (T1)."""
+        link = None
         try:
             with trio.fail_after(DIAL_S_MAX):
-                async with _closed_on_failure(stream.muxed_conn):
-                    link = await self._accepted(stream)
+                link = await self._accepted(stream)
         except (errors.PeerError, trio.TooSlowError, *_UNINTELLIGIBLE):
             self.refused_count += 1
-            return
-        await link.over.wait()
+        finally:
+            if link is None:
+                await _close(stream.muxed_conn)
+        if link is not None:
+            await link.over.wait()
 
     async def _accepted(self, stream: INetStream) -> _Link:
         if stream.muxed_stream.stream_id != _FIRST_STREAM_ID:  # T9: streams do not add up
             raise errors.PeerError("a second stream on one connection")
         protocol, _ = await self._multiselect.negotiate(MultiselectCommunicator(stream), int(DIAL_S_MAX))
         lane = next(lane for lane, name in PROTOCOLS.items() if name == protocol)
-        link = _Link(_peer(stream.muxed_conn.peer_id), lane, stream.muxed_stream)
-        await self._adopt(link)
-        return link
+        return await self._adopted(_Link(_peer(stream.muxed_conn.peer_id), lane, stream.muxed_stream))
 
-    async def _adopt(self, link: _Link) -> None:
+    async def _adopted(self, link: _Link) -> _Link:
         await link.greet(links.Greeting(self._run, self._links.losses(link.peer, link.lane)))
         self._born.send_nowait((link, self._links.add(link.peer, link.lane, link)))
+        return link
 
     async def _serve(self, link: _Link, news: links.News) -> None:
         """The only task that reports about this link, so its reports are in order."""
@@ -381,15 +375,6 @@ def _peer(name: ID) -> PeerId:
 async def _close(connection: IMuxedConn) -> None:
     with trio.CancelScope(shield=True):
         await connection.secured_conn.close()
-
-
-@asynccontextmanager
-async def _closed_on_failure(connection: IMuxedConn) -> AsyncIterator[None]:
-    try:
-        yield
-    except BaseException:
-        await _close(connection)
-        raise
 
 
 @asynccontextmanager

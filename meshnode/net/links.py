@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from meshnode import errors, ids
 from meshnode.ids import PeerId
 from meshnode.ports import Lane, LinkDown, LinkUp
 
@@ -89,6 +90,13 @@ class Links(Generic[L]):
     def sending(self, peer: PeerId, lane: Lane) -> L | None:
         """The link to send on, if any stands."""
         return next((link for link in self._standing.get((peer, lane), ()) if not link.ended), None)
+
+    def required(self, peer: PeerId, lane: Lane) -> L:
+        """The same, or Unreachable."""
+        link = self.sending(peer, lane)
+        if link is None:
+            raise errors.Unreachable(f"no {lane.name} link to {ids.peer_short(peer)}")
+        return link
 
     def of(self, peer: PeerId | None = None) -> list[L]:
         """Every link, or every link with one peer."""

@@ -208,7 +208,7 @@ class MemoryTransport:
 
     def send_nowait(self, peer: PeerId, lane: Lane, frame: bytes) -> None:
         framing.check(lane, len(frame))
-        link = self._link(peer, lane)
+        link = self._links.required(peer, lane)
         if self._network.cut(self.me, peer):
             self._network.dropped_count += 1
             return
@@ -217,7 +217,7 @@ class MemoryTransport:
     async def send(self, peer: PeerId, lane: Lane, frame: bytes) -> None:
         framing.check(lane, len(frame))
         await trio.lowlevel.checkpoint()
-        link = self._link(peer, lane)
+        link = self._links.required(peer, lane)
         if self._network.cut(self.me, peer):
             self._network.dropped_count += 1
             return
@@ -272,12 +272,6 @@ class MemoryTransport:
             return
         await self._news.send(Frame(link.peer, link.lane, flight.data))
         self._network.delivered_count += 1
-
-    def _link(self, peer: PeerId, lane: Lane) -> _Link:
-        link = self._links.sending(peer, lane)
-        if link is None:
-            raise errors.Unreachable(f"no {lane.name} link to {ids.peer_short(peer)}")
-        return link
 
     def _flight(self, link: _Link, frame: bytes) -> _Flight:
         link.due = max(link.due, self._network.due())
