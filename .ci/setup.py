@@ -1,6 +1,6 @@
 """Make .venv and install the tree into it, once: `make demo` and `make test` call this first; after that it is silent.
 
-Plain Python without packages, since it runs before there are any, and readable to an old Python 3, since what it has to
+Plain Python without packages, since it runs before there are any, and readable to a Python 3.7, since what it has to
 say to one is that it is too old. Whatever is missing is said in one sentence, before minutes are spent on downloads; a
 digest of what decides the installation lies in .venv, so nothing is done twice.
 
@@ -147,6 +147,7 @@ def reason_of_failure(log: str) -> str:
     print("\n".join(log.splitlines()[-LOG_LINES_SHOWN:]), file=sys.stderr)
     if "No space left on device" in log:
         return "The disk ran full during the installation; make room and run this again."
+    # "from versions: none" is what pip says of an index that it could not ask, once it has given up.
     signs = (
         "NewConnectionError",
         "name resolution",
@@ -155,8 +156,8 @@ def reason_of_failure(log: str) -> str:
         "ProxyError",
         "SSLError",
     )
-    if any(sign in log for sign in signs):
-        return "The package index could not be reached; check the network (or pip's index settings) and run this again."
+    if any(sign in log for sign in (*signs, "(from versions: none)")):
+        return "The package index could not be reached; check the network and pip's index settings and run this again."
     if "No matching distribution found" in log:
         return "The package index does not have one of the pinned versions for this Python; pip names it above."
     return "pip could not install the dependencies; its last words stand above, all of them in .venv/setup.log."
