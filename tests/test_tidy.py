@@ -27,7 +27,7 @@ UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b")
 FAKED = re.compile(r"\bx" + r"fail\b|mock\." + r"patch|pytest\.sk" + r"ip")
 MACHINE_PATH = re.compile(r"(?<![\w./-])/(root|home|Users|work|opt|mnt)/\w")
 REGISTRY_HOST = re.compile(
-    r"py" + r"pi\.org|pythonhosted|download\.py" + r"torch|npm" + r"js\.(org|com)|crates\." + r"io"
+    r"py" + r"pi\.org|python" + r"hosted|download\.py" + r"torch|npm" + r"js\.(org|com)|crates\." + r"io"
 )
 
 
