@@ -1,0 +1,200 @@
+"""A model's weights in memory, as a numeric class wants them, from the folder that `models` wrote.
+
+The idea: "f32" takes the float16 file as it is. "w8" rounds each row of each matrix to int8 once (scale: the row's
+greatest magnitude / 127) and keeps the result beside the weights, so that a later start maps 135 MB and computes
+nothing. The packed file is derived: it may be deleted, and is rebuilt if its tag is not the weights' own.
+
+Two things are folded in at load, exactly: Q is multiplied by 1/sqrt(head_dim) (a power of two for the usual sizes),
+and the rows of Q and K are interleaved, so that rope is one multiplication of complex numbers.
+
+Rejected: packing at conversion (`models` must not know what the engine computes with).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from meshnode import errors
+
+_PACKED = "packed-w8.safetensors"
+_PACK_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The architecture: a Llama with tied embeddings."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocabulary: int
+    context_tokens_max: int
+    rope_theta: float
+    rms_eps: float
+    eos: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert self.heads % self.kv_heads == 0
+        assert self.head_dim % 2 == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One linear map. In "w8" `scale` turns integers back into numbers; in "f32" there is none."""
+
+    weight: torch.Tensor  # [out, in]
+    scale: torch.Tensor | None  # [out]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    norm_in: torch.Tensor
+    qkv: Matrix
+    out: Matrix
+    norm_ffn: torch.Tensor
+    gate_up: Matrix
+    down: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    layers: tuple[Layer, ...]
+    norm: torch.Tensor
+    embedding: Matrix
+
+
+def shape(folder: Path) -> Shape:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        fields = {name: config[name] for name in Shape.__dataclass_fields__}
+    except (OSError, ValueError, LookupError) as error:
+        raise errors.StoreError(f"the model's config.json cannot be read: {error}") from None
+    return Shape(**{**fields, "eos": tuple(fields["eos"])})
+
+
+def load(folder: Path, numeric_class: str) -> Weights:
+    """Raises StoreError for files that do not fit the architecture."""
+    of = shape(folder)
+    source = folder / "weights.safetensors"
+    if numeric_class == "f32":
+        return assemble(of, _read(source), exact=True)
+    packed = folder / _PACKED
+    tag = f"{_PACK_VERSION}:{source.stat().st_size}:{source.stat().st_mtime_ns}"
+    if _tag(packed) != tag:
+        _write(packed, _flat(assemble(of, _read(source), exact=False)), tag)
+    return _unflat(of, _read(packed))
+
+
+def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weights:
+    """From the usual names to fused matrices: as float32 (`exact`) or as int8 with scales."""
+
+    def take(name: str, *size: int) -> torch.Tensor:
+        found = named.get(name)
+        if found is None or tuple(found.shape) != size:
+            raise errors.StoreError(f"the weights lack {name} of shape {size}")
+        return found.float()
+
+    def matrix(*parts: torch.Tensor) -> Matrix:
+        whole = torch.cat(parts)
+        return Matrix(whole, None) if exact else quantised(whole)
+
+    q_rows, kv_rows = of.heads * of.head_dim, of.kv_heads * of.head_dim
+    layers = []
+    for number in range(of.layers):
+        at = f"model.layers.{number}."
+        q = _interleaved(take(f"{at}self_attn.q_proj.weight", q_rows, of.hidden), of.head_dim) * of.head_dim**-0.5
+        k = _interleaved(take(f"{at}self_attn.k_proj.weight", kv_rows, of.hidden), of.head_dim)
+        layers.append(
+            Layer(
+                norm_in=take(f"{at}input_layernorm.weight", of.hidden),
+                qkv=matrix(q, k, take(f"{at}self_attn.v_proj.weight", kv_rows, of.hidden)),
+                out=matrix(take(f"{at}self_attn.o_proj.weight", of.hidden, q_rows)),
+                norm_ffn=take(f"{at}post_attention_layernorm.weight", of.hidden),
+                gate_up=matrix(
+                    take(f"{at}mlp.gate_proj.weight", of.ffn, of.hidden),
+                    take(f"{at}mlp.up_proj.weight", of.ffn, of.hidden),
+                ),
+                down=matrix(take(f"{at}mlp.down_proj.weight", of.hidden, of.ffn)),
+            )
+        )
+    embedding = matrix(take("model.embed_tokens.weight", of.vocabulary, of.hidden))
+    return Weights(tuple(layers), take("model.norm.weight", of.hidden), embedding)
+
+
+def quantised(whole: torch.Tensor) -> Matrix:
+    scale = whole.abs().amax(1).clamp_min(1e-30) / 127
+    return Matrix((whole / scale[:, None]).round_().to(torch.int8), scale)
+
+
+def _interleaved(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Rows (i, i + half) of each head become neighbours (2i, 2i + 1)."""
+    return rows.view(-1, 2, head_dim // 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
+
+
+_MATRICES = ("qkv", "out", "gate_up", "down")
+
+
+def _flat(weights: Weights) -> dict[str, torch.Tensor]:
+    flat = {"norm": weights.norm, **_parts("embedding", weights.embedding)}
+    for number, layer in enumerate(weights.layers):
+        flat |= {f"{number}.norm_in": layer.norm_in, f"{number}.norm_ffn": layer.norm_ffn}
+        for name in _MATRICES:
+            flat |= _parts(f"{number}.{name}", getattr(layer, name))
+    return flat
+
+
+def _parts(name: str, matrix: Matrix) -> dict[str, torch.Tensor]:
+    assert matrix.scale is not None
+    return {name: matrix.weight, f"{name}.scale": matrix.scale}
+
+
+def _unflat(of: Shape, flat: dict[str, torch.Tensor]) -> Weights:
+    def matrix(name: str) -> Matrix:
+        return Matrix(flat[name], flat[f"{name}.scale"])
+
+    layers = tuple(
+        Layer(
+            norm_in=flat[f"{number}.norm_in"],
+            norm_ffn=flat[f"{number}.norm_ffn"],
+            **{name: matrix(f"{number}.{name}") for name in _MATRICES},
+        )
+        for number in range(of.layers)
+    )
+    return Weights(layers, flat["norm"], matrix("embedding"))
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise errors.StoreError(f"{path.name} cannot be read: {error}") from None
+
+
+def _tag(path: Path) -> str | None:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            found: dict[str, Any] = file.metadata() or {}
+            return found.get("tag")
+    except (OSError, safetensors.SafetensorError):
+        return None
+
+
+def _write(path: Path, flat: dict[str, torch.Tensor], tag: str) -> None:
+    fresh = path.with_suffix(f".{os.getpid()}.new")
+    try:
+        safetensors.torch.save_file(flat, fresh, metadata={"tag": tag})
+        fresh.rename(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        fresh.unlink(missing_ok=True)
+        raise errors.StoreError(f"{path.name} could not be written: {error}") from None
