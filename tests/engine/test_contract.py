@@ -1,0 +1,177 @@
+"""One contract for both engines: whatever the mesh relies on, the fake does as the real one does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import trio
+
+from meshnode import errors, host, ids, ports
+from meshnode.sim import fakes
+from tests.engine import tiny
+
+A, B, C = (ids.SessionId(bytes([letter]) * ids.SESSION_BYTES) for letter in b"abc")
+GREEDY = ports.Sampling()
+RANDOM = ports.Sampling(seed=7, temperature=0.9)
+PROMPT = tuple((index * 37 + 11) % 256 for index in range(150))
+
+
+@pytest.fixture(params=["hash", "torch"])
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[ports.Engine]:
+    if request.param == "hash":
+        yield fakes.HashEngine(context_tokens_max=1024)
+        return
+    async with host.running(tiny.make()) as thread:
+        yield thread
+
+
+async def said(
+    engine: ports.Engine,
+    session: ids.SessionId,
+    feed: Sequence[int],
+    count: int,
+    position: int = 0,
+    sampling: ports.Sampling = GREEDY,
+) -> list[int]:
+    """Feed, then draw `count` tokens, each fed back. The last one drawn is not in the engine."""
+    found: list[int] = []
+    for _ in range(count):
+        [token] = await engine.step([ports.Work(session, position, tuple(feed), sampling)])
+        assert token is not None
+        position += len(feed)
+        feed = [token]
+        found.append(token)
+    return found
+
+
+async def pages_of(engine: ports.Engine, session: ids.SessionId, token_count: int) -> list[bytes]:
+    return [await engine.export(session, index) for index in range(token_count // engine.card.page_tokens)]
+
+
+async def test_a_step_without_sampling_answers_none(engine: ports.Engine) -> None:
+    assert await engine.step([ports.Work(A, 0, PROMPT, None)]) == [None]
+
+
+async def test_one_context_has_one_continuation(engine: ports.Engine) -> None:
+    assert await said(engine, A, PROMPT, 8) == await said(engine, B, PROMPT, 8)
+
+
+async def test_another_context_has_another_continuation(engine: ports.Engine) -> None:
+    assert await said(engine, A, PROMPT, 8) != await said(engine, B, (PROMPT[0] ^ 1, *PROMPT[1:]), 8)
+
+
+async def test_chunks_change_nothing(engine: ports.Engine) -> None:
+    whole = await said(engine, A, PROMPT, 8)
+    await engine.step([ports.Work(B, 0, PROMPT[:67], None)])
+    await engine.step([ports.Work(B, 67, PROMPT[67:100], None)])
+    assert await said(engine, B, PROMPT[100:], 8, position=100) == whole
+
+
+async def test_a_position_cuts_what_lies_beyond_it(engine: ports.Engine) -> None:
+    whole = await said(engine, A, PROMPT, 8)
+    await said(engine, B, PROMPT[:40] + tuple(reversed(PROMPT)), 3)
+    assert await said(engine, B, PROMPT[40:], 8, position=40) == whole
+
+
+async def test_a_position_beyond_the_context_is_refused(engine: ports.Engine) -> None:
+    await engine.step([ports.Work(A, 0, PROMPT[:3], None)])
+    with pytest.raises(errors.EngineError):
+        await engine.step([ports.Work(A, 4, PROMPT[:3], None)])
+
+
+async def test_sessions_in_one_step_do_not_meet(engine: ports.Engine) -> None:
+    apart = [await said(engine, name, PROMPT[:cut], 1) for name, cut in ((A, 20), (B, 90), (C, 150))]
+    works = [ports.Work(name, 0, PROMPT[:cut], GREEDY) for name, cut in ((A, 20), (B, 90), (C, 150))]
+    assert await engine.step(works) == [one[0] for one in apart]
+
+
+async def test_a_failure_stays_with_its_session(engine: ports.Engine) -> None:
+    alone = await said(engine, A, PROMPT, 3)
+    answers: dict[ids.SessionId, list[int] | str] = {}
+
+    async def ask(name: ids.SessionId, position: int) -> None:
+        try:
+            answers[name] = await said(engine, name, PROMPT, 3, position=position)
+        except errors.EngineError:
+            answers[name] = "refused"
+
+    async with trio.open_nursery() as hands:
+        for name, position in ((A, 0), (B, 5), (C, 0)):
+            hands.start_soon(ask, name, position)
+    assert answers == {A: alone, B: "refused", C: alone}
+
+
+async def test_a_restored_session_goes_on_as_the_first_would_have(engine: ports.Engine) -> None:
+    whole = await said(engine, A, PROMPT, 8)
+    restored = await engine.restore(B, await pages_of(engine, A, len(PROMPT)))
+    assert restored == len(PROMPT) // engine.card.page_tokens * engine.card.page_tokens
+    assert await said(engine, B, PROMPT[restored:], 8, position=restored) == whole
+
+
+async def test_a_page_comes_back_as_it_went(engine: ports.Engine) -> None:
+    await engine.step([ports.Work(A, 0, PROMPT, None)])
+    exported = await pages_of(engine, A, len(PROMPT))
+    await engine.restore(B, exported)
+    assert exported == await pages_of(engine, B, len(PROMPT))
+    assert {len(page) for page in exported} == {engine.card.page_bytes}
+    assert len(set(exported)) == len(exported)
+
+
+async def test_a_page_that_is_not_full_is_not_exported(engine: ports.Engine) -> None:
+    await engine.step([ports.Work(A, 0, PROMPT[: engine.card.page_tokens * 2 - 1], None)])
+    for page_index in (-1, 1, 2):
+        with pytest.raises(errors.EngineError):
+            await engine.export(A, page_index)
+
+
+async def test_a_page_of_a_wrong_size_is_refused(engine: ports.Engine) -> None:
+    await engine.step([ports.Work(A, 0, PROMPT, None)])
+    page = await engine.export(A, 0)
+    for wrong in (b"", page[:-1], page + b"\0"):
+        with pytest.raises(errors.EngineError):
+            await engine.restore(B, [wrong])
+
+
+async def test_a_seed_and_a_position_decide_what_is_drawn(engine: ports.Engine) -> None:
+    first = await said(engine, A, PROMPT, 12, sampling=RANDOM)
+    assert first == await said(engine, B, PROMPT, 12, sampling=RANDOM)
+    assert first != await said(engine, C, PROMPT, 12, sampling=ports.Sampling(seed=8, temperature=0.9))
+
+
+async def test_an_overflow_names_the_limit_and_keeps_the_context(engine: ports.Engine) -> None:
+    await engine.step([ports.Work(A, 0, PROMPT, None)])
+    with pytest.raises(errors.EngineError, match="1024"):
+        await engine.step([ports.Work(A, 150, PROMPT * 6, None)])
+    assert await said(engine, A, PROMPT[140:], 3, position=140) == await said(engine, B, PROMPT, 3)
+
+
+async def test_a_token_outside_the_vocabulary_is_refused(engine: ports.Engine) -> None:
+    for token in (-1, engine.card.vocabulary):
+        with pytest.raises(errors.EngineError):
+            await engine.step([ports.Work(A, 0, (1, token), None)])
+
+
+async def test_nothing_is_drawn_from_nothing(engine: ports.Engine) -> None:
+    with pytest.raises(errors.EngineError):
+        await engine.step([ports.Work(A, 0, (), GREEDY)])
+
+
+async def test_a_dropped_session_gives_its_memory_back(engine: ports.Engine) -> None:
+    free = engine.memory_free()
+    await engine.step([ports.Work(A, 0, PROMPT, None)])
+    held = engine.memory_free()
+    await engine.drop(A)
+    await engine.drop(B)
+    assert held < free == engine.memory_free()
+    with pytest.raises(errors.EngineError):
+        await engine.step([ports.Work(A, 1, PROMPT, None)])
+
+
+async def test_a_caller_that_went_away_harms_nobody(engine: ports.Engine) -> None:
+    alone = await said(engine, A, PROMPT, 3)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await engine.step([ports.Work(B, 0, PROMPT, GREEDY)])
+    assert scope.cancelled_caught
+    assert await said(engine, B, PROMPT, 3) == alone

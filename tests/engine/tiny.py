@@ -1,0 +1,68 @@
+"""A Llama of three small layers with random weights: what most engine tests run on, in milliseconds."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from meshnode import ids
+from meshnode.engine import engine, weights
+
+SHAPE = weights.Shape(
+    layers=3,
+    hidden=64,
+    heads=6,
+    kv_heads=2,
+    head_dim=16,
+    ffn=96,
+    vocabulary=300,
+    context_tokens_max=1024,
+    rope_theta=10000.0,
+    rms_eps=1e-5,
+    eos=(299,),
+)
+MEMORY_BYTES = 1 << 23
+
+
+def named(of: weights.Shape = SHAPE, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights under the usual names, large enough that attention prefers some tokens."""
+    dice = torch.Generator().manual_seed(seed)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=dice) * 1.5 / size[-1] ** 0.5
+
+    found = {"model.embed_tokens.weight": random(of.vocabulary, of.hidden), "model.norm.weight": torch.ones(of.hidden)}
+    q_rows, kv_rows = of.heads * of.head_dim, of.kv_heads * of.head_dim
+    for number in range(of.layers):
+        at = f"model.layers.{number}."
+        found |= {
+            f"{at}input_layernorm.weight": torch.ones(of.hidden) + 0.1 * random(of.hidden),
+            f"{at}post_attention_layernorm.weight": torch.ones(of.hidden) + 0.1 * random(of.hidden),
+            f"{at}self_attn.q_proj.weight": random(q_rows, of.hidden) * 2,
+            f"{at}self_attn.k_proj.weight": random(kv_rows, of.hidden) * 2,
+            f"{at}self_attn.v_proj.weight": random(kv_rows, of.hidden),
+            f"{at}self_attn.o_proj.weight": random(of.hidden, q_rows),
+            f"{at}mlp.gate_proj.weight": random(of.ffn, of.hidden),
+            f"{at}mlp.up_proj.weight": random(of.ffn, of.hidden),
+            f"{at}mlp.down_proj.weight": random(of.hidden, of.ffn),
+        }
+    return found
+
+
+@functools.cache
+def assembled(numeric_class: str) -> weights.Weights:
+    return weights.assemble(SHAPE, named(), exact=numeric_class == "f32")
+
+
+def make(
+    numeric_class: str = "w8", memory_bytes: int = MEMORY_BYTES, loaded: weights.Weights | None = None
+) -> engine.TorchEngine:
+    return engine.TorchEngine(
+        SHAPE,
+        loaded or assembled(numeric_class),
+        name="tiny",
+        digest=ids.digest(b"tiny"),
+        numeric_class=numeric_class,
+        memory_bytes=memory_bytes,
+    )
