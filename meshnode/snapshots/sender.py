@@ -69,6 +69,10 @@ class Sender:
         """A replica that has nothing yet. One that stands already keeps its progress."""
         self._replicas.setdefault(replica, _Progress())
 
+    def standing(self, replica: ids.PeerId) -> bool:
+        """Whether pages go to this replica."""
+        return replica in self._replicas
+
     def removed(self, replica: ids.PeerId) -> None:
         self._replicas.pop(replica, None)
 
