@@ -100,10 +100,19 @@ class PageStored:
 
 @dataclass(frozen=True, slots=True)
 class PageFailed:
-    """A page could not be exported, stored or read; it will be missing, nothing else."""
+    """A page could not be exported, sent or stored; it will be missing, nothing else."""
 
     session: SessionId
     reason: str
+    to: PeerId | None = None
+    """The replica that it was for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """The store gave up this session's pages to make room."""
+
+    session: SessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,7 @@ Event = (
     | Restored
     | PageStored
     | PageFailed
+    | Evicted
     | Faulted
     | Capacity
 )
@@ -235,6 +245,7 @@ class Ship:
     epoch: int
     page_index: int
     address: Digest
+    parent: Digest
     to: PeerId
 
 

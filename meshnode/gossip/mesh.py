@@ -32,6 +32,8 @@ DIAL_S_MAX = 15.0
 """A dial that was not answered at all by then is taken for failed."""
 HUNG_AFTER_S = 15.0
 """A link that was silent so long is hung up: its peer is stopped, not dead; a new link will show when it is back."""
+SPARE_GATEWAYS = 2
+"""Members that an agent keeps a link to beside those it needs, in case its gateway goes."""
 LANES = (Lane.SIGNAL, Lane.MEDIA, Lane.BULK)
 
 
@@ -39,7 +41,6 @@ LANES = (Lane.SIGNAL, Lane.MEDIA, Lane.BULK)
 class _Try:
     at: float
     pause_s: float = REDIAL_S[0]
-    pending: bool = False
 
 
 @dataclass(slots=True)
@@ -54,8 +55,19 @@ class Mesh:
     """Membership of one node."""
 
     def __init__(
-        self, identity: keys.Identity, config: Node, card: EngineCard | None, incarnation: int, rng: random.Random
+        self,
+        identity: keys.Identity,
+        config: Node,
+        card: EngineCard | None,
+        incarnation: int,
+        rng: random.Random,
+        *,
+        agent: bool = False,
     ) -> None:
+        self.agent = agent
+        """An agent reads adverts and publishes none: it is a guest, and links to whom it needs, not to everybody."""
+        self.interests: dict[PeerId, tuple[str, ...]] = {}
+        """Peers that an agent needs, with their addresses."""
         self.identity = identity
         self.me = identity.peer
         self.config = config
@@ -74,6 +86,8 @@ class Mesh:
         self._advertised: tuple[Load, tuple[str, ...]] | None = None
         self._advert_at = 0.0
         self._ping_at = 0.0
+        self._dial_at = float("inf")
+        """When the next dial is due."""
 
     # ---------------------------------------------------------------------------------------------------------- links
 
@@ -95,7 +109,7 @@ class Mesh:
             return []
         sealed = tuple(member.sealed for member in self.directory.members.values())[:200]
         publish = Publish((self._advert(now), *sealed))
-        return [Send(event.peer, Lane.SIGNAL, publish), *self._dials(now)]
+        return [*([] if self.agent else [Send(event.peer, Lane.SIGNAL, publish)]), *self._dials(now)]
 
     def link_down(self, now: float, event: LinkDown) -> list[Effect]:
         """A lane broke: dial again at once, for the evidence if not for the link."""
@@ -109,7 +123,6 @@ class Mesh:
     def dial_failed(self, now: float, event: DialFailed) -> bool:
         """Try again later. True if a link was reset and this was its redial: evidence that the peer is gone."""
         attempt = self._tries.setdefault((event.peer, event.lane), _Try(now))
-        attempt.pending = False
         attempt.at = now + attempt.pause_s * (0.5 + self.rng.random())
         attempt.pause_s = min(REDIAL_S[1], attempt.pause_s * 2)
         return event.peer in self._severed and (event.peer, Lane.SIGNAL) not in self.links
@@ -118,18 +131,35 @@ class Mesh:
         """Whether a frame of this lane can go to the peer directly."""
         return (peer, lane) in self.links
 
+    def links_of(self, lane: Lane) -> set[PeerId]:
+        """Who has a link of this lane."""
+        return {peer for peer, one in self.links if one is lane}
+
+    @property
+    def bootstrap(self) -> tuple[PeerId, ...]:
+        """Bootstrap peers in the order they were given."""
+        return tuple(self._bootstrap)
+
     def _wanted(self, peer: PeerId) -> bool:
-        return peer in self.directory.members or peer in self._bootstrap
+        return peer in self._targets()
+
+    def _targets(self) -> set[PeerId]:
+        """Whom this node wants links with."""
+        if not self.agent:
+            return {*self._bootstrap, *self.directory.members}
+        spare = sorted(self.directory.members)[:SPARE_GATEWAYS]
+        return {*self._bootstrap, *self.interests, *spare}
 
     def _addresses_of(self, peer: PeerId) -> tuple[str, ...]:
         member = self.directory.members.get(peer)
         known = member.advert.addresses if member is not None else ()
-        return tuple(dict.fromkeys((*known, *self._bootstrap.get(peer, ()))))
+        return tuple(dict.fromkeys((*known, *self._bootstrap.get(peer, ()), *self.interests.get(peer, ()))))
 
     def _dials(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for peer in sorted({*self._bootstrap, *self.directory.members}):
-            for lane in LANES:
+        self._dial_at = float("inf")
+        for peer in sorted(self._targets()):
+            for lane in LANES[:2] if self.agent else LANES:
                 effects += self._dial(now, peer, lane)
         return effects
 
@@ -137,12 +167,14 @@ class Mesh:
         if self.linked(peer, lane) or (lane is not Lane.SIGNAL and not self.linked(peer, Lane.SIGNAL)):
             return []
         # Both would dial at the same moment otherwise; the second one still may, if the first cannot reach it.
-        patience = 0.0 if self.me < peer or peer in self._bootstrap or peer in self._severed else 1.0
+        eager = self.agent or self.me < peer or peer in self._bootstrap or peer in self._severed
+        patience = 0.0 if eager else 1.0
         attempt = self._tries.setdefault((peer, lane), _Try(now + patience))
         if attempt.at > now:
+            self._dial_at = min(self._dial_at, attempt.at)
             return []
-        attempt.pending = True
         attempt.at = now + DIAL_S_MAX
+        self._dial_at = min(self._dial_at, attempt.at)
         addresses = self._addresses_of(peer)
         return [Dial(peer, addresses, lane)] if addresses else []
 
@@ -187,13 +219,16 @@ class Mesh:
 
     def on_publish(self, now: float, peer: PeerId, publish: Publish) -> list[Effect]:
         """Learn, and pass on what was news. Raises PeerError for an advert that does not hold."""
+        strange = peer not in self.directory.members
         news = [(who, sealed) for sealed in publish.adverts if (who := self.directory.learn(now, sealed)) is not None]
         if not news:
             return []
         self.heard(now, peer)
-        effects: list[Effect] = [Note("member", None, ids.peer_short(who)) for who, _ in news if who == peer]
+        known = strange and peer in self.directory.members
+        effects: list[Effect] = [Note("member", None, ids.peer_short(peer))] if known else []
         fresh = Publish(tuple(sealed for _, sealed in news))
-        others = [other for other in self._linked_members() if other != peer and other not in {who for who, _ in news}]
+        linked = [] if self.agent else self._linked_members()
+        others = [other for other in linked if other != peer and other not in {who for who, _ in news}]
         effects += [Send(other, Lane.SIGNAL, fresh) for other in others]
         return effects + self._dials(now)
 
@@ -234,7 +269,7 @@ class Mesh:
         return [HangUp(peer) for peer in hung]
 
     def _republish(self, now: float) -> list[Effect]:
-        if now < self._advert_at + ADVERT_SPACING_S:
+        if self.agent or now < self._advert_at + ADVERT_SPACING_S:
             return []
         before = self._version
         sealed = self._advert(now)
@@ -245,5 +280,4 @@ class Mesh:
     @property
     def deadline(self) -> float:
         """The next heartbeat, dial or expiry."""
-        tries = [attempt.at for key, attempt in self._tries.items() if key not in self.links]
-        return min(self._ping_at, self.directory.deadline, *tries, float("inf"))
+        return min(self._ping_at, self.directory.deadline, self._dial_at)

@@ -44,7 +44,8 @@ class Hosting:
         self.replicas: tuple[PeerId, ...] = ()
         """Who gets pages."""
         self.pages = sender.Sender(0, sender.Window())
-        self._tip = chain.genesis(card.model_digest, card.numeric_class, card.page_tokens)
+        self._genesis = chain.genesis(card.model_digest, card.numeric_class, card.page_tokens)
+        self._tip = self._genesis
         self._restoring: list[int] = []
 
     # ------------------------------------------------------------------------------------------------------- restore
@@ -141,10 +142,13 @@ class Hosting:
             return []
         self.seal()
         return [
-            Ship(self.session, self.epoch, index, self.pages.address(index), replica)
+            Ship(self.session, self.epoch, index, self.pages.address(index), self._parent(index), replica)
             for replica in self.replicas
             for index in self.pages.next_for(replica)
         ]
+
+    def _parent(self, index: int) -> Digest:
+        return self.pages.address(index - 1) if index else self._genesis
 
     def chain(self) -> tuple[Digest, ...]:
         """Addresses of all sealed pages."""

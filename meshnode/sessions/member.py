@@ -297,6 +297,14 @@ class Member:
         ack = self.pages.stored(index, address, parent, epoch)
         return [Send(peer, Lane.SIGNAL, messages.PageAck(self.session, ack.epoch, ack.watermark, ack.tip))]
 
+    def on_evicted(self) -> list[Effect]:
+        """The store needed the room: the host must not count on this replica's pages any more."""
+        if self.pages is None or self.host is None or self._genesis is None:
+            return []
+        self.pages.emptied()
+        ack = messages.PageAck(self.session, self.pages.epoch, 0, self._genesis)
+        return [Send(self.host, Lane.SIGNAL, ack)]
+
     def on_page_offer(self, peer: PeerId, offer: messages.PageOffer, stored: frozenset[Digest]) -> list[Effect]:
         """A new owner names its chain: say how much of it is here."""
         if self._genesis is None:

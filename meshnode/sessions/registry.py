@@ -12,6 +12,7 @@ from meshnode.machine import (
     Durable,
     Effect,
     Encoded,
+    Evicted,
     Faulted,
     Forget,
     Note,
@@ -44,7 +45,7 @@ FromVoter = (
     | messages.PageAck
 )
 FromAgent = messages.Ack | messages.Subscribe | messages.Message | messages.Interrupt | messages.Bye
-FromHands = Durable | Encoded | Stepped | Restored | Faulted | PageStored | PageFailed
+FromHands = Durable | Encoded | Stepped | Restored | Faulted | PageStored | PageFailed | Evicted
 
 
 class Registry:
@@ -196,8 +197,13 @@ class Registry:
             case PageStored(peer, session, epoch, index, address, parent):
                 self.stored.setdefault(session, set()).add(address)
                 return member.page_stored(peer, index, address, parent, epoch)
-            case PageFailed(session, reason):
-                return [Note("page failed", session, reason)]
+            case PageFailed(_, reason, to):
+                if member.serving is not None and to is not None:
+                    return member.serving.on_page_failed(to, reason)
+                return [Note("page failed", event.session, reason)]
+            case Evicted(session):
+                self.stored.pop(session, None)
+                return member.on_evicted()
             case Restored():
                 return member.on_restored(now, event)
         serving = member.serving

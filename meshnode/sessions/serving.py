@@ -26,6 +26,9 @@ QUEUE_MAX = 8
 FAREWELL_S = 5.0
 """How long an owner tells its followers that the session is over before it forgets them."""
 
+PAGES_STALL_S = 5.0
+"""Pages that nobody acknowledged for so long are sent again: a full queue may have lost one."""
+
 
 @dataclass(slots=True)
 class Subscriber:
@@ -64,6 +67,7 @@ class Serving:
         self._encoding: RequestId | None = None
         self._closed_at: float | None = None
         self._first_noted = False
+        self._pages_moved_at = now
 
     # -------------------------------------------------------------------------------------------------------- opening
 
@@ -79,6 +83,7 @@ class Serving:
         return effects + self.pump(now)
 
     def _offer_pages(self) -> list[Effect]:
+        """Ask every replica what it has of this chain already."""
         chain = self.hosting.chain()
         if not chain:
             return []
@@ -125,7 +130,9 @@ class Serving:
     def relinked(self, now: float, peer: PeerId) -> list[Effect]:
         """A link to a follower came up again."""
         self.owner.relinked(peer)
-        self.hosting.pages.link_down(peer)
+        if peer in self.hosting.replicas:
+            self.hosting.pages.added(peer)
+            self.hosting.pages.link_down(peer)
         return self._replicate(now, heartbeat=True)
 
     def _release(self, now: float) -> list[Effect]:
@@ -258,8 +265,18 @@ class Serving:
 
     def on_page_ack(self, now: float, peer: PeerId, ack: PageAck) -> list[Effect]:
         """A replica stored pages."""
-        self.hosting.pages.acked(peer, ack.watermark, ack.epoch, ack.tip)
+        if ack.watermark == 0 and ack.epoch == self.epoch:
+            self.hosting.pages.has(peer, (), ack.epoch)
+        elif self.hosting.pages.acked(peer, ack.watermark, ack.epoch, ack.tip):
+            self._pages_moved_at = now
         return self.pump(now)
+
+    def on_page_failed(self, replica: PeerId, reason: str) -> list[Effect]:
+        """No way to this replica: ship nothing until its link is back."""
+        if not self.hosting.pages.standing(replica):
+            return []
+        self.hosting.pages.removed(replica)
+        return [Note("pages wait", self.session, reason)]
 
     # ----------------------------------------------------------------------------------------------------------- time
 
@@ -268,6 +285,10 @@ class Serving:
         if now < self.owner.heartbeat_at:
             return []
         self.owner.heartbeat_at = now + self.timers.heartbeat_s
+        if now - self._pages_moved_at > PAGES_STALL_S:
+            self._pages_moved_at = now
+            for replica in self.hosting.replicas:
+                self.hosting.pages.link_down(replica)
         return self._replicate(now, heartbeat=True) + self.introduce() + self.pump(now)
 
     def over(self, now: float) -> bool:

@@ -1,0 +1,236 @@
+"""The SDK for agents: open a session on the mesh, talk in it, and let the mesh worry about machines.
+
+    async with meshnode.client.connect(["/ip4/.../tcp/4001/p2p/12D3..."]) as mesh:
+        async with mesh.session({"agent": {"system": "You teach."}}) as session:
+            async for token in session.say("Why is the sky blue?"):
+                print(token, end="", flush=True)
+
+Needs trio and no torch. A host that dies in the middle of an answer is a pause in this loop, nothing else; a session
+that nobody answers for is `Refused`, within the INVITE time of its kind.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from meshnode import agent, driver, errors, ids, manifest, ports
+from meshnode.agent import Answered
+from meshnode.ids import PeerId, RequestId, SessionId
+from meshnode.machine import Deliver, Introduced
+from meshnode.sessions import timers
+from meshnode.sessions.attach import Ended, Item, Lost, Moved, Over, Refusal, Said
+from meshnode.wire import keys
+from meshnode.wire.award import Seat
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A released token. `str(token)` is the text that it completes, empty inside a character."""
+
+    text: str
+    id: int
+    seq: int
+    """Position in the session's log: grows by one or more from token to token, over failovers too."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that befell the session, with the time (trio's clock) at which the client learned of it."""
+
+    at: float
+    item: Item
+
+
+class Session:
+    """One session. Made by `Mesh.session`."""
+
+    def __init__(self, mesh: Mesh, session: SessionId, wants: manifest.Manifest, answered: Answered) -> None:
+        self.id = session
+        self.manifest = wants
+        self.seats: tuple[Seat, ...] = answered.seats
+        self.notices = answered.reasons
+        """What the mesh could not give of what was asked, such as `no failover`."""
+        self.end_reason: str | None = None
+        """Of the last answer: stop, length, interrupted, context full."""
+        self.history: list[Event] = []
+        """Owners that came and silences, the latest last."""
+        self._mesh = mesh
+
+    @property
+    def host(self) -> PeerId | None:
+        """The node that owns the session now, as far as this client heard."""
+        moves = [event.item for event in self.history if isinstance(event.item, Moved)]
+        return moves[-1].host if moves else None
+
+    async def say(self, text: str, *, max_tokens: int = 0) -> AsyncIterator[Token]:
+        """One user turn; yields the answer as it is released. Leaving the loop early interrupts the answer.
+
+        `max_tokens` 0 takes the manifest's. Raises Refused: 413 the turn does not fit, 503 nobody answers, 481 over.
+        """
+        request = RequestId(os.urandom(ids.REQUEST_BYTES))
+        send, receive = self._mesh.expect(request)
+        whole = False
+        try:
+            self._mesh.submit(agent.Say(self.id, request, text, max_tokens))
+            async for item in receive:
+                match item:
+                    case Said(_, seq, token):
+                        yield Token(token.piece, token.id, seq)
+                    case Ended(_, reason):
+                        whole, self.end_reason = True, reason
+                        if reason.startswith("error: "):
+                            raise errors.Refused(500, [reason.removeprefix("error: ")])
+                        return
+                    case Refusal(_, status, reasons):
+                        whole = True
+                        raise errors.Refused(status, reasons)
+                    case Lost(reason):
+                        raise errors.Refused(503, [reason])
+                    case Over(reason):
+                        whole = True
+                        raise errors.Refused(481, [reason])
+        finally:
+            self._mesh.forget(request)
+            send.close()
+            if not whole:
+                self._mesh.submit(agent.Stop(self.id, request))
+
+    async def wait_moved(self, epoch: int) -> Moved:
+        """Until the session has an owner of this epoch or a later one."""
+        while True:
+            for event in self.history:
+                if isinstance(event.item, Moved) and event.item.epoch >= epoch:
+                    return event.item
+            await self._mesh.wait_news()
+
+
+class Mesh:
+    """A connection to the mesh. Made by `connect`."""
+
+    def __init__(self, brain: agent.Agent, pump: driver.Driver) -> None:
+        self.brain = brain
+        self.me = brain.me
+        self._driver = pump
+        pump.on_deliver = self._deliver
+        self._waiting: dict[bytes, trio.MemorySendChannel[Any]] = {}
+        self._sessions: dict[SessionId, Session] = {}
+        self._news = trio.Event()
+
+    def submit(self, command: object) -> None:
+        """Hand a command to the brain."""
+        self._driver.submit(command)
+
+    def expect(self, key: bytes) -> tuple[trio.MemorySendChannel[Any], trio.MemoryReceiveChannel[Any]]:
+        """A channel for what is delivered under this id. Unbounded: the brain must never wait for a reader."""
+        send, receive = trio.open_memory_channel[Any](float("inf"))
+        self._waiting[key] = send
+        return send, receive
+
+    def forget(self, key: bytes) -> None:
+        """Nobody waits for it any more."""
+        self._waiting.pop(key, None)
+
+    async def wait_news(self) -> None:
+        """Until something is delivered."""
+        await self._news.wait()
+
+    def _deliver(self, effect: Deliver) -> None:
+        item = effect.item
+        self._news.set()
+        self._news = trio.Event()
+        if isinstance(item, Answered):
+            self._pass(effect.session, item)
+            return
+        session = self._sessions.get(effect.session)
+        if isinstance(item, Said | Ended | Refusal):
+            self._pass(item.request, item)
+        elif session is not None:
+            session.history.append(Event(trio.current_time(), item))
+            if isinstance(item, Lost | Over):
+                for send in self._waiting.values():
+                    send.send_nowait(item)
+            if isinstance(item, Over):
+                self._pass(effect.session, item)
+
+    def _pass(self, key: bytes, item: object) -> None:
+        if key in self._waiting:
+            self._waiting[key].send_nowait(item)
+
+    @asynccontextmanager
+    async def session(self, wants: manifest.Manifest | Mapping[str, Any] | None = None) -> AsyncIterator[Session]:
+        """INVITE on entry, BYE on exit. Raises ManifestError, Refused with every reason."""
+        asked = wants if isinstance(wants, manifest.Manifest) else manifest.read(wants)
+        name = SessionId(os.urandom(ids.SESSION_BYTES))
+        _, receive = self.expect(name)
+        self.submit(agent.Call(name, asked))
+        answered = await receive.receive()
+        if answered.status != 200:
+            self.forget(name)
+            raise errors.Refused(answered.status, answered.reasons)
+        session = self._sessions[name] = Session(self, name, asked, answered)
+        try:
+            yield session
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._bye(name, receive, timers.TIMERS[asked.characteristics.kind].lost_after_s)
+
+    async def _bye(self, name: SessionId, receive: trio.MemoryReceiveChannel[Any], patience_s: float) -> None:
+        """Say BYE and wait a moment for it to be in the log; a mesh that does not answer forgets by itself."""
+        if not self.brain.attachments[name].over:
+            self.submit(agent.Leave(name, "completed"))
+            with trio.move_on_after(patience_s):
+                await receive.receive()
+        self.forget(name)
+        self._sessions.pop(name, None)
+        self.submit(agent.Detach(name))
+
+
+@asynccontextmanager
+async def connect(
+    bootstrap: Sequence[str], *, identity: keys.Identity | None = None, transport: ports.Transport | None = None
+) -> AsyncIterator[Mesh]:
+    """Join a mesh through bootstrap multiaddrs (each ends in /p2p/ID). Raises ConfigError for one that does not.
+
+    `identity` holds the sessions that are opened with it; without one, a new key that ends with this connection.
+    """
+    _check(bootstrap)
+    who = identity or keys.Identity(os.urandom(keys.SEED_BYTES))
+    link = transport if transport is not None else _libp2p(who)
+    brain = agent.Agent(who, random.Random(os.urandom(16)))
+    pump = driver.Driver(brain, who, link)
+    mesh = Mesh(brain, pump)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: link.run(task_status=task_status))
+        nursery.start_soon(pump.run)
+        mesh.submit(Introduced(tuple(bootstrap)))
+        try:
+            yield mesh
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+def _check(bootstrap: Iterable[str]) -> None:
+    hint = "`meshnode up` prints the address to join by"
+    if not bootstrap:
+        raise errors.ConfigError("no bootstrap address was given", hint=hint)
+    for address in bootstrap:
+        try:
+            ids.peer_from_text(address.rpartition("/p2p/")[2])
+        except errors.PeerError as error:
+            raise errors.ConfigError(f"{address!r} does not end in /p2p/ID", hint=hint) from error
+
+
+def _libp2p(who: keys.Identity) -> ports.Transport:
+    from meshnode.net import libp2p  # a second to import: only who really dials pays for it
+
+    return libp2p.Libp2pTransport(who, listen=())

@@ -1,0 +1,201 @@
+"""What a node's brain has done for it: engine, tokenizer, pages. Every act ends in an event.
+
+Acts of one session on the engine run one after another, in the order of the effects; shipping pages runs beside them,
+one page at a time for each replica, so that a slow link never holds a decode step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar
+
+import trio
+
+from meshnode import errors, ports
+from meshnode.ids import PeerId, SessionId
+from meshnode.machine import (
+    Encode,
+    Encoded,
+    Event,
+    Evicted,
+    Faulted,
+    Forget,
+    PageFailed,
+    PageStored,
+    Restore,
+    Restored,
+    Ship,
+    Step,
+    Stepped,
+    Unload,
+)
+from meshnode.ports import Lane
+from meshnode.snapshots import codec, frames, store
+
+T = TypeVar("T")
+Act = Encode | Step | Restore | Ship | Unload | Forget
+SHIPS_MAX = 4096
+"""Pages queued for one replica; the sender's window keeps far below."""
+
+
+class Runner(Protocol):
+    """Runs blocking work: in the store's thread for real, at once in a simulation."""
+
+    async def __call__(self, work: Callable[..., T], *args: Any) -> T:
+        """The result of `work(*args)`."""
+
+
+async def at_once(work: Callable[..., T], *args: Any) -> T:
+    """For stores that live in memory: no thread, so MockClock keeps the time."""
+    await trio.lowlevel.checkpoint()
+    return work(*args)
+
+
+def in_thread() -> Runner:
+    """One thread for disk and zstd together: a slow disk must not stall heartbeats, nor take the machine's cores."""
+    limiter = trio.CapacityLimiter(1)
+
+    async def run(work: Callable[..., T], *args: Any) -> T:
+        return await trio.to_thread.run_sync(work, *args, limiter=limiter)
+
+    return run
+
+
+class Hands:
+    """Engine and store of one node. `engine` None: a node that keeps logs but hosts nothing."""
+
+    def __init__(
+        self,
+        engine: ports.Engine | None,
+        tokenizer: ports.Tokenizer | None,
+        pages: store.PageStore,
+        runner: Runner,
+        gate: Callable[[PeerId, SessionId, int, int], None],
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.pages = pages
+        self._runner = runner
+        self._gate = gate
+        self._queues: dict[Hashable, deque[Act]] = {}
+
+    def memory_bytes(self) -> int:
+        """KV memory for sessions."""
+        return self.engine.memory_free() if self.engine is not None else 0
+
+    def take(self, nursery: trio.Nursery, act: Act, post: Callable[[Event], None], transport: ports.Transport) -> None:
+        """Queue an act behind the others of its kind and session."""
+        key: Hashable = (act.session, act.to) if isinstance(act, Ship) else act.session
+        if key in self._queues:
+            if len(self._queues[key]) < SHIPS_MAX:
+                self._queues[key].append(act)
+            return
+        self._queues[key] = deque((act,))
+        nursery.start_soon(self._work, key, post, transport)
+
+    async def _work(self, key: Hashable, post: Callable[[Event], None], transport: ports.Transport) -> None:
+        queue = self._queues[key]
+        while queue:
+            event = await self._act(queue[0], transport)
+            queue.popleft()
+            if event is not None:
+                post(event)
+        del self._queues[key]
+
+    async def _act(self, act: Act, transport: ports.Transport) -> Event | None:
+        match act:
+            case Encode():
+                return await self._encode(act)
+            case Step():
+                return await self._step(act)
+            case Restore():
+                return Restored(act.session, act.load, await self._restore(act))
+            case Ship():
+                return await self._ship(act, transport)
+            case Unload(session):
+                await self._drop(session)
+            case Forget(session):
+                await self._drop(session)
+                await self._runner(self.pages.drop, session)
+        return None
+
+    async def _drop(self, session: SessionId) -> None:
+        if self.engine is not None:
+            await self.engine.drop(session)
+
+    async def _encode(self, act: Encode) -> Event:
+        assert self.tokenizer is not None
+        turn = self.tokenizer.turn
+        found = await self._runner(
+            lambda: turn(act.text, system=act.system if act.first else None, first=act.first, closed=act.closed)
+        )
+        return Encoded(act.session, act.request, tuple(found))
+
+    async def _step(self, act: Step) -> Event:
+        assert self.engine is not None
+        assert self.tokenizer is not None
+        try:
+            (token,) = await self.engine.step([act.work])
+        except errors.EngineError as error:
+            return Faulted(act.session, act.load, str(error))
+        position = act.work.position + len(act.work.feed)
+        if token is None:
+            return Stepped(act.session, act.load, position, None, "")
+        piece = self.tokenizer.text([*act.pending, token])
+        whole = not piece.endswith("\ufffd") or len(act.pending) >= 3  # no character is longer than four bytes
+        return Stepped(act.session, act.load, position, token, piece if whole else "")
+
+    async def _restore(self, act: Restore) -> int:
+        """Tokens restored: the longest run of pages from the first one on that the store has whole."""
+        assert self.engine is not None
+        raw = await self._runner(self._load, act)
+        if not raw:
+            return 0
+        try:
+            return await self.engine.restore(act.session, raw)
+        except errors.EngineError:
+            await self.engine.drop(act.session)
+            return 0
+
+    def _load(self, act: Restore) -> list[bytes]:
+        raw: list[bytes] = []
+        for address in act.addresses:
+            frame = self.pages.get(act.session, address)
+            if frame is None:
+                break
+            try:
+                raw.append(codec.decode(frame.codec, frame.payload, frame.raw_bytes))
+            except errors.PeerError:
+                break
+        return raw
+
+    async def _ship(self, act: Ship, transport: ports.Transport) -> Event | None:
+        assert self.engine is not None
+        try:
+            raw = await self.engine.export(act.session, act.page_index)
+            data = await self._runner(_pack, act, raw)
+            await transport.send(act.to, Lane.BULK, data)
+        except (errors.EngineError, errors.PeerError) as error:
+            return PageFailed(act.session, f"page {act.page_index}: {error}", act.to)
+        return None
+
+    async def store_page(self, frame: ports.Frame) -> list[Event]:
+        """Check a page that a host sent, store it. Raises PeerError for one that is not welcome or not whole."""
+        head = frames.unpack(frame.data)
+        self._gate(frame.peer, head.session, head.page_index, head.epoch)
+        try:
+            kept = await self._runner(self.pages.put, frame.data)
+        except errors.StoreError as error:
+            return [PageFailed(head.session, str(error))]
+        stored = PageStored(frame.peer, head.session, head.epoch, head.page_index, head.address, head.parent)
+        return [stored, *(Evicted(session) for session in kept.evicted)]
+
+
+def _pack(act: Ship, raw: bytes) -> bytes:
+    packed = codec.encode(raw)
+    return frames.pack(
+        frames.PageFrame(
+            act.session, act.epoch, act.page_index, act.address, act.parent, packed.codec, len(raw), packed.payload
+        )
+    )

@@ -1,0 +1,210 @@
+"""The client's end of one session: pure, like the voters' end.
+
+It keeps one number, the last seq it was given, and asks every voter for what comes after; whoever owns the session
+answers. It refuses older epochs (the fence is at the receiver), takes entries only in order and only once, and sends
+a turn again, under its own id, to whoever becomes the owner. So a killed host costs it a pause and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshnode import errors
+from meshnode.ids import PeerId, RequestId, SessionId
+from meshnode.machine import Deliver, Effect, Send
+from meshnode.ports import Lane
+from meshnode.sessions import log, messages
+from meshnode.sessions.messages import Change, Closed, End, Message, Notify, Opened, Token, Turn
+from meshnode.sessions.timers import Timers
+
+REFRESH_S = 10.0
+"""An attending client says so again, to every voter."""
+RETRY_S = 1.0
+"""Between attempts while nobody answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The session has an owner, or another one."""
+
+    epoch: int
+    host: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A released token of an answer."""
+
+    request: RequestId
+    seq: int
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The answer is whole: stop, length, interrupted, context full, or `error: ...`."""
+
+    request: RequestId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A turn was refused."""
+
+    request: RequestId
+    status: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Nobody answered for the INVITE's time of the kind. The attachment goes on trying; this is said once a silence."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The session has ended."""
+
+    reason: str
+
+
+Item = Moved | Said | Ended | Refusal | Lost | Over
+
+
+class Attachment:
+    """One session, as its client sees it."""
+
+    def __init__(self, session: SessionId, voters: tuple[PeerId, ...], timers: Timers, now: float) -> None:
+        self.session = session
+        self.voters = voters
+        self.timers = timers
+        self.last = 0
+        """Seq of the last entry that was delivered."""
+        self.epoch = 0
+        self.host: PeerId | None = None
+        self.stale_count = 0
+        """Messages of older epochs, refused."""
+        self.over = False
+        self._turn: RequestId | None = None
+        self._outstanding: dict[RequestId, Message] = {}
+        self._heard_at = now
+        self._asked_at = float("-inf")
+        self._refreshed_at = now
+        self._lost = False
+        self._gone: set[PeerId] = set()
+
+    def begin(self, now: float) -> list[Effect]:
+        """ACK and SUBSCRIBE to every voter."""
+        self._asked_at = self._refreshed_at = now
+        effects: list[Effect] = []
+        for voter in self.voters:
+            effects.append(Send(voter, Lane.SIGNAL, messages.Ack(self.session)))
+            effects.append(Send(voter, Lane.SIGNAL, messages.Subscribe(self.session, self.last)))
+        return effects
+
+    def say(self, now: float, message: Message) -> list[Effect]:
+        """A turn, kept until the log shows it."""
+        self._outstanding[message.request] = message
+        return [Send(self.host, Lane.MEDIA, message)] if self.host is not None else []
+
+    def interrupt(self, request: RequestId) -> list[Effect]:
+        """Stop an answer."""
+        ask = messages.Interrupt(self.session, request)
+        return [Send(self.host, Lane.SIGNAL, ask)] if self.host is not None else []
+
+    def bye(self, reason: str) -> list[Effect]:
+        """End the session."""
+        ask = messages.Bye(self.session, reason)
+        return [Send(self.host, Lane.SIGNAL, ask)] if self.host is not None else []
+
+    # -------------------------------------------------------------------------------------------------------- messages
+
+    def on_notify(self, now: float, peer: PeerId, notify: Notify) -> list[Effect]:
+        """What an owner released. Raises PeerError for what no owner sends."""
+        if peer not in self.voters:
+            raise errors.PeerError("a notification from a peer that has no seat")
+        if notify.epoch < self.epoch:
+            self.stale_count += 1
+            return []
+        if notify.epoch == self.epoch and peer != self.host:
+            raise errors.PeerError("two owners of one epoch")
+        effects = self._follow(now, peer, notify.epoch) if notify.epoch > self.epoch else []
+        self._heard_at, self._lost = now, False
+        self._gone.clear()
+        for place, of in enumerate(notify.entries):
+            if notify.after + place == self.last:
+                self.last += 1
+                effects += self._deliver(log.change(of))
+        if self.last < notify.released and not self.over and now - self._asked_at > self.timers.heartbeat_s:
+            effects += self._ask(now, peer)
+        return effects
+
+    def _follow(self, now: float, host: PeerId, epoch: int) -> list[Effect]:
+        """A new owner: tell it where we are, and what it may not know yet."""
+        self.epoch, self.host = epoch, host
+        again = [Send(host, Lane.MEDIA, message) for message in self._outstanding.values()]
+        return [Deliver(self.session, Moved(epoch, host)), *self._ask(now, host), *again]
+
+    def _ask(self, now: float, peer: PeerId) -> list[Effect]:
+        self._asked_at = now
+        return [Send(peer, Lane.SIGNAL, messages.Subscribe(self.session, self.last))]
+
+    def _deliver(self, change: Change) -> list[Effect]:
+        item: Item | None = None
+        match change:
+            case Turn(request, _, _):
+                self._turn = request
+                self._outstanding.pop(request, None)
+            case Token() if self._turn is not None:
+                item = Said(self._turn, self.last, change)
+            case End(reason) if self._turn is not None:
+                item, self._turn = Ended(self._turn, reason), None
+            case Closed(reason):
+                self.over = True
+                item = Over(reason)
+            case Opened() | _:
+                pass
+        return [Deliver(self.session, item)] if item is not None else []
+
+    def on_denied(self, peer: PeerId, denied: messages.Denied) -> list[Effect]:
+        """A turn was refused."""
+        if peer != self.host or self._outstanding.pop(denied.request, None) is None:
+            return []
+        return [Deliver(self.session, Refusal(denied.request, denied.status, denied.reasons))]
+
+    def on_gone(self, peer: PeerId) -> list[Effect]:
+        """481 from a voter; from all of them, the session is over."""
+        if peer in self.voters and not self.over:
+            self._gone.add(peer)
+            if len(self._gone) == len(self.voters):
+                self.over = True
+                return [Deliver(self.session, Over("no voter knows this session any more"))]
+        return []
+
+    # ------------------------------------------------------------------------------------------------------------ time
+
+    def tick(self, now: float) -> list[Effect]:
+        """Ask again where nobody answers; say so when that has lasted too long."""
+        if self.over:
+            return []
+        silent_s = now - self._heard_at
+        if silent_s <= self.timers.lost_after_s:
+            return self.begin(now) if now >= self._refreshed_at + REFRESH_S else []
+        effects: list[Effect] = []
+        if now >= self._asked_at + RETRY_S:
+            effects += self.begin(now)
+        if silent_s >= self.timers.invite_s and not self._lost:
+            self._lost = True
+            effects.append(Deliver(self.session, Lost(f"no quorum: no host answered for {silent_s:.0f} s")))
+        return effects
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` has something to do."""
+        if self.over:
+            return float("inf")
+        silent_at = max(self._heard_at + self.timers.lost_after_s, self._asked_at + RETRY_S)
+        return min(silent_at, self._refreshed_at + REFRESH_S) + 1e-3
