@@ -76,20 +76,18 @@ WINDOW_POLL_S = 0.005
 _RUN_BYTES = 8
 _GREETING_BYTES = _RUN_BYTES + 8
 _NOISE_BYTES_MAX = 65519  # plaintext of one Noise message
-_FIRST_STREAM_ID = 1
 
 # What a broken or hostile connection raises. Our own AssertionError is not among them, so it ends the node (T1).
 # ValueError: the library decodes a stranger's bytes as UTF-8 and as protobuf without a net.
 _BROKEN = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 _UNINTELLIGIBLE = (*_BROKEN, ValueError)
 
-# The library warns of every peer that goes away. (One of its files logs to the root logger, which would set up a
-# handler on stderr for the whole process.)
+# The library warns of every peer that leaves; one of its files to the root logger, which sets up stderr for everybody.
 logging.getLogger("libp2p").setLevel(logging.CRITICAL)
 swarm_connection.logging = logging.getLogger("libp2p.network.connection")
 
-# A yamux frame of 64 KiB needs two Noise messages, the second nearly empty; sixteen full ones cost a third of the CPU.
-yamux.MAX_MESSAGE_SIZE = 16 * _NOISE_BYTES_MAX
+# A yamux frame of 64 KiB needs two Noise messages, the second nearly empty. Four full ones: less locking a byte.
+yamux.MAX_MESSAGE_SIZE = 4 * _NOISE_BYTES_MAX
 
 
 class _BufferedTcp(TrioTCPStream):
@@ -130,7 +128,7 @@ class _Swarm(libp2p_swarm.Swarm):
 def _new_swarm(identity: keys.Identity) -> _Swarm:
     key_pair = ed25519.create_new_key_pair(identity.seed)
     me = ID.from_pubkey(key_pair.public_key)
-    assert _peer(me) == identity.peer
+    assert me.to_base58() == ids.peer_text(identity.peer), "libp2p writes peer ids in another way"
     noise = noise_transport.Transport(key_pair, noise_privkey=x25519.create_new_key_pair().private_key)
     config = ConnectionConfig(
         max_connections=CONNECTIONS_MAX,
@@ -275,9 +273,9 @@ class Libp2pTransport:
 
     async def _knock(self, peer: PeerId, text: str, lane: Lane) -> str:
         """Try one address unless the link stands; the answer says why it was in vain."""
-        if self._links.sending(peer, lane) is not None:
-            return ""
         try:
+            if self._links.sending(peer, lane) is not None:
+                return ""
             place = places.parse(text)
             if place.peer != peer or peer == self.me:
                 return f"{text} names another peer, or ourselves"
@@ -306,20 +304,21 @@ class Libp2pTransport:
         try:
             with trio.fail_after(DIAL_S_MAX):
                 link = await self._accepted(stream)
+            await link.over.wait()
         except (errors.PeerError, trio.TooSlowError, *_UNINTELLIGIBLE):
             self.refused_count += 1
         finally:
             if link is None:
                 await _close(stream.muxed_conn)
-        if link is not None:
-            await link.over.wait()
 
     async def _accepted(self, stream: INetStream) -> _Link:
-        if stream.muxed_stream.stream_id != _FIRST_STREAM_ID:  # T9: streams do not add up
+        if stream.muxed_stream.stream_id != 1:  # T9: streams do not add up, so there is but a first
             raise errors.PeerError("a second stream on one connection")
         protocol, _ = await self._multiselect.negotiate(MultiselectCommunicator(stream), int(DIAL_S_MAX))
         lane = next(lane for lane, name in PROTOCOLS.items() if name == protocol)
-        return await self._adopted(_Link(_peer(stream.muxed_conn.peer_id), lane, stream.muxed_stream))
+        return await self._adopted(
+            _Link(ids.peer_from_text(stream.muxed_conn.peer_id.to_base58()), lane, stream.muxed_stream)
+        )
 
     async def _adopted(self, link: _Link) -> _Link:
         await link.greet(links.Greeting(self._run, self._links.losses(link.peer, link.lane)))
@@ -366,10 +365,6 @@ class Libp2pTransport:
         finally:
             await _close(link.stream.conn)
         hands.cancel()
-
-
-def _peer(name: ID) -> PeerId:
-    return ids.peer_from_text(name.to_base58())
 
 
 async def _close(connection: IMuxedConn) -> None:

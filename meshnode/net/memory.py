@@ -270,8 +270,8 @@ class MemoryTransport:
         if link.ended or link.inn.ended or self._network.cut(self.me, link.peer):
             self._network.dropped_count += 1
             return
+        self._network.delivered_count += 1  # before the reader can run and look
         await self._news.send(Frame(link.peer, link.lane, flight.data))
-        self._network.delivered_count += 1
 
     def _flight(self, link: _Link, frame: bytes) -> _Flight:
         link.due = max(link.due, self._network.due())

@@ -83,3 +83,18 @@ async def linked(a: ports.Transport, b: ports.Transport, lanes: Sequence[ports.L
         await a.dial(b.me, b.addresses, lane)
         assert await events(a, 1) == [ports.LinkUp(b.me, lane)]
         assert await events(b, 1) == [ports.LinkUp(a.me, lane)]
+
+
+def flood_frame(number: int) -> bytes:
+    return number.to_bytes(4, "big") + bytes(60_000)
+
+
+async def flooded(a: ports.Transport, b: ports.Transport) -> int:
+    """Send until a send has waited in vain for a while; how many went through."""
+    sent_count = 0
+    while True:
+        with trio.move_on_after(0.2) as patience:
+            await a.send(b.me, ports.Lane.SIGNAL, flood_frame(sent_count))
+            sent_count += 1
+        if patience.cancelled_caught:
+            return sent_count

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from meshnode import errors, ports
+from meshnode import errors
 from meshnode.net import outbox
 from meshnode.ports import FRAME_BYTES_MAX, Frame, Lane, LinkDown, LinkUp
 from tests.net import meshes
@@ -22,21 +22,6 @@ async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[meshes.Mesh]:
     async with trio.open_nursery() as nursery:
         yield request.param(nursery)
         nursery.cancel_scope.cancel()
-
-
-def flood_frame(number: int) -> bytes:
-    return number.to_bytes(4, "big") + bytes(60_000)
-
-
-async def flooded(a: ports.Transport, b: ports.Transport) -> int:
-    """Send until a send has waited in vain for a while; how many went through."""
-    sent_count = 0
-    while True:
-        with trio.move_on_after(0.2) as patience:
-            await a.send(b.me, SIGNAL, flood_frame(sent_count))
-            sent_count += 1
-        if patience.cancelled_caught:
-            return sent_count
 
 
 async def test_a_link_comes_up_once_on_both_sides(mesh: meshes.Mesh) -> None:
@@ -118,9 +103,9 @@ async def test_a_full_queue_blocks_and_loses_nothing(mesh: meshes.Mesh) -> None:
 async def test_a_reader_that_stops_stops_its_peer_and_nothing_is_lost(mesh: meshes.Mesh) -> None:
     a, b = await mesh.start("a"), await mesh.start("b")
     await meshes.linked(a, b)
-    sent_count = await flooded(a, b)
+    sent_count = await meshes.flooded(a, b)
     assert 0 < sent_count < 1000
-    assert await meshes.frames(b, sent_count) == [flood_frame(number) for number in range(sent_count)]
+    assert await meshes.frames(b, sent_count) == [meshes.flood_frame(number) for number in range(sent_count)]
 
 
 async def test_without_a_link_nothing_can_be_sent(mesh: meshes.Mesh) -> None:
@@ -159,16 +144,17 @@ async def test_hanging_up_ends_every_lane_on_both_sides(mesh: meshes.Mesh) -> No
 async def test_a_sender_that_waits_hears_of_the_end(mesh: meshes.Mesh) -> None:
     a, b = await mesh.start("a"), await mesh.start("b")
     await meshes.linked(a, b)
-    await flooded(a, b)
+    await meshes.flooded(a, b)
 
     async def wait_for_room() -> None:
         with pytest.raises(errors.Unreachable):
-            await a.send(b.me, SIGNAL, flood_frame(0))
+            await a.send(b.me, SIGNAL, meshes.flood_frame(0))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait_for_room)
         await trio.testing.wait_all_tasks_blocked()
         await a.hang_up(b.me)
+    assert await meshes.events(a, 1) == [LinkDown(b.me, SIGNAL)]
 
 
 async def test_a_hang_up_and_a_new_dial_are_told_in_that_order(mesh: meshes.Mesh) -> None:

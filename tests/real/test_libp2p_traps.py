@@ -158,9 +158,11 @@ async def test_t6_a_peer_that_could_not_be_reached_is_dialled_again_at_once() ->
         async with nodes.here("b") as b:
             place = b.addresses[0].split("/p2p/")[0]
             address = b.addresses
+        start = trio.current_time()
         for _ in range(3):
             with pytest.raises(errors.Unreachable):
                 await a.dial(b.me, address, SIGNAL)
+        assert trio.current_time() - start < 0.6  # nor does the library try again behind our back: 0.7 s each
         async with nodes.here("b", listen=place) as again:
             assert again.addresses == address
             await well(a, again)
@@ -187,6 +189,18 @@ async def test_t8_a_reader_that_pauses_longer_than_the_library_waits_loses_nothi
         assert a._links.required(b.me, SIGNAL).stream.send_window == 0
         found = await meshes.frames(b, sent_count)
         assert [int.from_bytes(frame[:4], "big") for frame in found] == list(range(sent_count))
+
+
+async def test_t8_a_reader_that_dawdles_holds_no_more_than_the_window() -> None:
+    async with nodes.here("a") as a, nodes.here("b") as b:
+        await meshes.linked(a, b)
+        stream = b._links.required(a.me, SIGNAL).stream
+        held_bytes: list[int] = []
+        for _ in range(6):
+            await meshes.flooded(a, b)
+            held_bytes.append(len(stream.conn.stream_buffers[stream.stream_id]))
+            await meshes.frames(b, 30)
+        assert libp2p.WINDOW_BYTES[SIGNAL] // 4 < max(held_bytes) <= libp2p.WINDOW_BYTES[SIGNAL]
 
 
 async def test_t9_a_connection_has_one_stream() -> None:
@@ -295,7 +309,7 @@ async def test_the_end_of_run_does_not_wait_for_a_stopped_peer() -> None:
 async def test_a_port_in_use_is_the_operators_mistake() -> None:
     async with nodes.here("a") as a:
         other = libp2p.Libp2pTransport(meshes.identity("b"), [a.addresses[0].split("/p2p/")[0]])
-        with pytest.raises(errors.ConfigError, match="another port"):
+        with pytest.raises(errors.ConfigError, match="another port"), trio.fail_after(meshes.PATIENCE_S):
             await other.run()
 
 
