@@ -59,16 +59,14 @@ CLOSE_S_MAX = 1.0
 """Seconds that the end of `run` waits for the library to tidy up behind closed sockets."""
 
 CONNECTIONS_MAX = 4096
-"""Both ways, all lanes. Each costs about 60 KiB and, beyond three a peer, only strangers would need them."""
+"""Both ways, all lanes: three a peer. Beyond that it would be strangers, and each costs memory and tasks."""
 
 WINDOW_BYTES = {Lane.SIGNAL: 2 << 20, Lane.MEDIA: 2 << 20, Lane.BULK: 16 << 20}
 """What a peer may have under way on a link. More: more memory a link. Less: bulk waits for round trips."""
 
 READ_BYTES_MAX = 1 << 20
-"""For one read. Smaller ones cost a lock and a task switch each."""
-
 BATCH_BYTES_MAX = 1 << 20
-"""Frames that are joined into one write, unless a single one is longer."""
+"""For one read, and of frames joined into one write. Smaller: more locks and task switches a byte."""
 
 WINDOW_POLL_S = 0.005
 """How often a writer looks whether the peer has opened its window again: the library has no event for it."""
@@ -77,8 +75,8 @@ _RUN_BYTES = 8
 _GREETING_BYTES = _RUN_BYTES + 8
 _NOISE_BYTES_MAX = 65519  # plaintext of one Noise message
 
-# What a broken or hostile connection raises. Our own AssertionError is not among them, so it ends the node (T1).
-# ValueError: the library decodes a stranger's bytes as UTF-8 and as protobuf without a net.
+# What a broken or hostile connection raises; not our own AssertionError, which ends the node (T1). ValueError: the
+# library decodes a stranger's bytes as UTF-8 without a net.
 _BROKEN = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 _UNINTELLIGIBLE = (*_BROKEN, ValueError)
 
@@ -300,7 +298,7 @@ class Libp2pTransport:
 
     async def _accept(self, stream: INetStream) -> None:
         """A task of the library's: what is raised here ends the whole node, so only our own faults may be (T1)."""
-        link = None
+        link: _Link | None = None
         try:
             with trio.fail_after(DIAL_S_MAX):
                 link = await self._accepted(stream)
