@@ -196,10 +196,15 @@ class Attachment:
         effects: list[Effect] = []
         if now >= self._asked_at + RETRY_S:
             effects += self.begin(now)
-        if silent_s >= self.timers.invite_s and not self._lost:
+        if now >= self._lost_at and not self._lost:
             self._lost = True
             effects.append(Deliver(self.session, Lost(f"no quorum: no host answered for {silent_s:.0f} s")))
         return effects
+
+    @property
+    def _lost_at(self) -> float:
+        """The INVITE's time after a turn at the latest: an owner that lost its majority was heard for a lease more."""
+        return self._heard_at + self.timers.invite_s - self.timers.lease_s
 
     @property
     def deadline(self) -> float:
@@ -207,4 +212,5 @@ class Attachment:
         if self.over:
             return float("inf")
         silent_at = max(self._heard_at + self.timers.lost_after_s, self._asked_at + RETRY_S)
-        return min(silent_at, self._refreshed_at + REFRESH_S) + 1e-3
+        lost_at = float("inf") if self._lost else self._lost_at
+        return min(silent_at, lost_at, self._refreshed_at + REFRESH_S) + 1e-3

@@ -325,7 +325,7 @@ class Member:
             oldest = min(self.subscribers, key=lambda one: self.subscribers[one].asked_at)
             del self.subscribers[oldest]
         self.subscribers[client] = Subscriber(min(ask.after, self.voter.log.last), now)
-        return self.serving.on_subscribe(client) if self.serving is not None else []
+        return self.serving.on_subscribe(now, client) if self.serving is not None else []
 
     # ------------------------------------------------------------------------------------------------------------ time
 

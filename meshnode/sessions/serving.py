@@ -162,10 +162,12 @@ class Serving:
             subscriber.sent += len(entries)
         return effects
 
-    def on_subscribe(self, client: PeerId) -> list[Effect]:
+    def on_subscribe(self, now: float, client: PeerId) -> list[Effect]:
         """Send what is missing, and if nothing is, say at least who we are."""
         if pushed := self.push(client):
             return pushed
+        if not self.leased(now):
+            return []
         notify = Notify(self.session, self.epoch, self.voter.released, (), self.voter.released)
         return [Send(client, Lane.MEDIA, notify)]
 
@@ -202,9 +204,13 @@ class Serving:
 
     # --------------------------------------------------------------------------------------------------------- engine
 
+    def leased(self, now: float) -> bool:
+        """Whether a majority answered lately. Without that an owner is silent: its client must not wait for it."""
+        return now <= self.owner.lease_until(self.timers.lease_s)
+
     def pump(self, now: float) -> list[Effect]:
         """Whatever can go on now: pages, the next step, the next turn. Without a lease, nothing."""
-        if self.transcript.closed is not None or now > self.owner.lease_until(self.timers.lease_s):
+        if self.transcript.closed is not None or not self.leased(now):
             return []
         effects = self.hosting.ship()
         if self.transcript.open_turn is None:
@@ -289,7 +295,8 @@ class Serving:
             self._pages_moved_at = now
             for replica in self.hosting.replicas:
                 self.hosting.pages.link_down(replica)
-        return self._replicate(now, heartbeat=True) + self.introduce() + self.pump(now)
+        alive = self.introduce() if self.leased(now) else []
+        return self._replicate(now, heartbeat=True) + alive + self.pump(now)
 
     def over(self, now: float) -> bool:
         """Whether the session ended and everybody who matters knows, or had time to."""
