@@ -35,8 +35,8 @@ RAW = 0
 PLANES = 1
 
 _BLOCK_BYTES = 6144
-"""Exponents under one Huffman table: one layer's keys, or its values, in a page of SmolLM2-135M. Other models lose about
-1 % by a cut that falls elsewhere. Smaller: tables outweigh what they save. Larger: they fit nothing well."""
+"""Exponents under one Huffman table: one layer's keys, or its values, in a page of SmolLM2-135M. Other models lose
+about 1 % by a cut that falls elsewhere. Smaller: tables outweigh what they save. Larger: they fit nothing well."""
 _PARAMETERS = zstandard.ZstdCompressionParameters.from_level(
     1, strategy=zstandard.STRATEGY_FAST, target_length=0, min_match=7, hash_log=6
 )

@@ -210,6 +210,14 @@ def test_a_rewound_future_that_arrives_backwards_is_linked() -> None:
     assert theirs.stored(1, other, links[0], 1) == receiver.Ack(3, 1, after)
 
 
+def test_a_page_that_waits_for_another_parent_is_not_linked_to_this_one() -> None:
+    theirs, links = replica(1), linked(2)
+    other = named(links[0], 9)
+    theirs.stored(2, named(other, 9), other, 1)
+    assert theirs.stored(1, links[1], links[0], 1) == receiver.Ack(2, 1, links[1])
+    assert theirs.stored(1, other, links[0], 1) == receiver.Ack(3, 1, named(other, 9))
+
+
 def test_a_stale_epoch_is_refused_and_a_newer_one_keeps_what_is_stored() -> None:
     theirs, links = replica(2), linked(3)
     theirs.adopt(2)
