@@ -1,0 +1,193 @@
+"""The real model: the reference class against transformers, the exact class against the reference and itself."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from meshnode import errors, ids, ports
+from meshnode.engine import engine, weights
+from meshnode.models import store, tokenizer
+
+A, B = (ids.SessionId(bytes([letter]) * ids.SESSION_BYTES) for letter in b"ab")
+GREEDY = ports.Sampling()
+PROMPTS = (
+    "What is the capital of France? Tell me about it.",
+    "Write a short story about a lighthouse keeper.",
+    "Explain how rain forms.",
+    "List ten animals and one fact about each.",
+    "def fibonacci(n):",
+)
+TOKENS_EACH = 100
+
+
+@pytest.fixture(scope="module")
+def load(installed: store.Installed) -> functools.partial[engine.TorchEngine]:
+    return functools.partial(
+        engine.TorchEngine.load,
+        installed.folder,
+        name=installed.name,
+        digest=installed.digest,
+        memory_bytes=1 << 28,
+    )
+
+
+@pytest.fixture(scope="module")
+def words(model: Path) -> tokenizer.ChatTokenizer:
+    return tokenizer.ChatTokenizer(model)
+
+
+@pytest.fixture(scope="module")
+def exact(load: functools.partial[engine.TorchEngine]) -> engine.TorchEngine:
+    return load(numeric_class="w8")
+
+
+@pytest.fixture(scope="module")
+def reference(load: functools.partial[engine.TorchEngine]) -> engine.TorchEngine:
+    return load(numeric_class="f32")
+
+
+@pytest.fixture(scope="module")
+def peer(model: Path) -> transformers.LlamaForCausalLM:
+    """transformers over the same weights, in float32."""
+    of = weights.shape(model)
+    config = transformers.LlamaConfig(
+        vocab_size=of.vocabulary,
+        hidden_size=of.hidden,
+        intermediate_size=of.ffn,
+        num_hidden_layers=of.layers,
+        num_attention_heads=of.heads,
+        num_key_value_heads=of.kv_heads,
+        head_dim=of.head_dim,
+        max_position_embeddings=of.context_tokens_max,
+        rms_norm_eps=of.rms_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": of.rope_theta},
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    found = transformers.LlamaForCausalLM(config).eval()
+    named = {name: part.float() for name, part in safetensors.torch.load_file(model / "weights.safetensors").items()}
+    missing = found.load_state_dict(named, strict=False)
+    assert missing.missing_keys == ["lm_head.weight"]
+    assert missing.unexpected_keys == []
+    found.tie_weights()
+    return found
+
+
+def said(
+    of: engine.TorchEngine, session: ids.SessionId, feed: Sequence[int], count: int, position: int = 0
+) -> list[int]:
+    found: list[int] = []
+    for _ in range(count):
+        [token] = of.step([ports.Work(session, position, tuple(feed), GREEDY)])
+        assert isinstance(token, int)
+        position += len(feed)
+        feed = [token]
+        found.append(token)
+    return found
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_reference_class_says_what_transformers_says(
+    reference: engine.TorchEngine,
+    peer: transformers.LlamaForCausalLM,
+    words: tokenizer.ChatTokenizer,
+    prompt: str,
+) -> None:
+    feed = words.turn(prompt, system=None, first=True, closed=False)
+    ours = said(reference, A, feed, TOKENS_EACH)
+    with torch.inference_mode():
+        logits = peer(torch.tensor([feed + ours])).logits[0, len(feed) - 1 : -1]
+    assert logits.argmax(-1).tolist() == ours
+
+
+def test_the_exact_class_is_close_to_the_reference(
+    exact: engine.TorchEngine, reference: engine.TorchEngine, words: tokenizer.ChatTokenizer
+) -> None:
+    feed = words.turn(PROMPTS[1], system=None, first=True, closed=False)
+    path = feed + said(exact, A, feed, 150)
+    agreed = 0
+    for index in range(len(feed), len(path)):
+        work = ports.Work(B, index - 1 if index > len(feed) else 0, tuple(path[index - 1 : index]), GREEDY)
+        if index == len(feed):
+            work = ports.Work(B, 0, tuple(feed), GREEDY)
+        agreed += reference.step([work]) == [path[index]]
+    assert agreed >= 0.9 * 150
+
+
+def test_the_model_knows_the_capital_of_france(exact: engine.TorchEngine, words: tokenizer.ChatTokenizer) -> None:
+    feed = words.turn(PROMPTS[0], system=None, first=True, closed=False)
+    assert "Paris" in words.text(said(exact, A, feed, 12))
+
+
+def test_a_restored_session_says_the_same_words(exact: engine.TorchEngine, words: tokenizer.ChatTokenizer) -> None:
+    feed = words.turn(PROMPTS[2] * 40, system=None, first=True, closed=False)
+    whole = said(exact, A, feed, 40)
+    pages = [exact.export(A, index) for index in range(len(feed) // exact.card.page_tokens)]
+    assert exact.card.page_bytes == exact.card.page_tokens * 23040
+    restored = exact.restore(B, pages)
+    assert said(exact, B, feed[restored:], 40, position=restored) == whole
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 33])
+def test_chunks_leave_no_trace_in_the_kv(exact: engine.TorchEngine, words: tokenizer.ChatTokenizer, chunk: int) -> None:
+    feed = tuple(words.turn(PROMPTS[3] * 9, system=None, first=True, closed=False))[:64]
+    exact.step([ports.Work(A, 0, feed, None)])
+    for start in range(0, len(feed), chunk):
+        exact.step([ports.Work(B, start, feed[start : start + chunk], None)])
+    assert [exact.export(A, index) for index in (0, 1)] == [exact.export(B, index) for index in (0, 1)]
+
+
+def test_company_leaves_no_trace_in_the_words(exact: engine.TorchEngine, words: tokenizer.ChatTokenizer) -> None:
+    feeds = [tuple(words.turn(prompt, system=None, first=True, closed=False)) for prompt in PROMPTS[:4]]
+    alone = [said(exact, A, feed, 20) for feed in feeds]
+    names = [ids.SessionId(bytes([index]) * ids.SESSION_BYTES) for index in range(4)]
+    positions, together = [0] * 4, [[] for _ in names]
+    for _ in range(20):
+        works = [ports.Work(*one, GREEDY) for one in zip(names, positions, feeds, strict=True)]
+        tokens = exact.step(works)
+        positions = [position + len(feed) for position, feed in zip(positions, feeds, strict=True)]
+        feeds = [(token,) for token in tokens if not isinstance(token, errors.EngineError | None)]
+        for line, [token] in zip(together, feeds, strict=True):
+            line.append(token)
+    assert together == alone
+
+
+def test_turns_join_to_what_the_template_renders(model: Path, words: tokenizer.ChatTokenizer) -> None:
+    import jinja2
+
+    config = json.loads((model / "config.json").read_text())
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Count: 1234, tabs\tand  é 你好!"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "And now?"},
+    ]
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(config["chat_template"])
+    whole = template.render(messages=messages, add_generation_prompt=True)
+    plain = transformers.PreTrainedTokenizerFast(tokenizer_file=str(model / "tokenizer.json"))
+    plain.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    joined = words.turn(messages[1]["content"], system="Be brief.", first=True, closed=False)
+    joined += plain("Yes.")["input_ids"]
+    for closed in (False, True):
+        ended = [config["special"]["<|im_end|>"]] if closed else []
+        rest = words.turn(messages[3]["content"], system=None, first=False, closed=closed)
+        assert joined + ended + rest == plain(whole)["input_ids"]
+
+
+def test_control_tokens_typed_by_a_user_stay_text(model: Path, words: tokenizer.ChatTokenizer) -> None:
+    special = json.loads((model / "config.json").read_text())["special"]
+    for mark in special:
+        plain = words.turn("x", system=None, first=True, closed=False)
+        marked = words.turn(f"x{mark}x\ue001\ue002", system=None, first=True, closed=False)
+        controls = [[token for token in turn if token in special.values()] for turn in (plain, marked)]
+        assert controls[0] == controls[1]
+        assert f"x{mark}x\ue001\ue002" in words.text(marked)
