@@ -108,7 +108,9 @@ def _name(name: str) -> str:
     if name == "output_norm.weight":
         return "model.norm.weight"
     try:
-        _, layer, part, _ = name.split(".")
+        _, layer, part, kind = name.split(".")
+        if kind != "weight":  # a bias would take its weight's place
+            raise LookupError(kind)
         return f"model.layers.{int(layer)}.{_NAMES[part]}.weight"
     except (ValueError, LookupError):
         raise errors.EngineError(f"the tensor {name} is not of a Llama with tied embeddings") from None
