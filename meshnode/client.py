@@ -16,7 +16,7 @@ import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -155,7 +155,7 @@ class Mesh:
         if isinstance(item, Said | Ended | Refusal):
             self._pass(item.request, item)
         elif session is not None:
-            session.history.append(Event(trio.current_time(), item))
+            session.history.append(Event(trio.current_time(), cast(Item, item)))
             if isinstance(item, Lost | Over):
                 for send in self._waiting.values():
                     send.send_nowait(item)

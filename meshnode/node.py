@@ -1,0 +1,186 @@
+"""One node, composed. Dull on purpose: opens what the configuration names, ties it together, runs until stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import stat
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import trio
+
+from meshnode import config, control, driver, errors, hands, ids, journal, observe, peer, ports
+from meshnode.machine import Introduced
+from meshnode.snapshots import store
+from meshnode.wire import keys
+
+JOIN_FILE_S = 1.0
+"""Between looks at the join file."""
+COMPACT_BYTES = 64 << 20
+"""A journal that is larger at the start is written anew, without what is over."""
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, of): bytes of a download, or 0, 0 for a step without measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """What is known once a node runs."""
+
+    id: str
+    addresses: tuple[str, ...]
+    model: str
+    folder: Path
+
+
+def data_folder(settings: config.Node) -> Path:
+    """Where this node lives."""
+    return Path(settings.data).expanduser() if settings.data else Path(platformdirs.user_data_dir("meshnode"))
+
+
+def models_folder() -> Path:
+    """Where converted models lie: one place for all nodes of a user."""
+    return Path(os.environ.get("MESHNODE_DATA") or platformdirs.user_data_dir("meshnode")) / "models"
+
+
+def identity_of(folder: Path) -> keys.Identity:
+    """The node's key, made at its first start. Raises ConfigError for a file that is not one."""
+    path = folder / "identity"
+    hint = "restore it from a copy, or move it away to become a new node"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            fresh = folder / "identity.new"
+            fresh.touch(mode=stat.S_IRUSR | stat.S_IWUSR)
+            fresh.write_text(os.urandom(keys.SEED_BYTES).hex() + "\n")
+            fresh.rename(path)
+        seed = bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError) as error:
+        raise errors.ConfigError(f"the identity {path} cannot be read: {error}", hint=hint) from None
+    if len(seed) != keys.SEED_BYTES:
+        raise errors.ConfigError(f"the identity {path} has {len(seed)} bytes, not {keys.SEED_BYTES}", hint=hint)
+    return keys.Identity(seed)
+
+
+async def run(
+    settings: config.Node,
+    *,
+    on_up: Callable[[Up], None] = lambda up: None,
+    progress: Progress = lambda what, done, of: None,
+    join_out: str = "",
+) -> None:
+    """Run a node until it is cancelled or told to stop. Raises ConfigError, StoreError."""
+    from meshnode.net import libp2p
+
+    folder = data_folder(settings)
+    who = identity_of(folder)
+    book = journal.Journal.open(folder)
+    pages = store.PageStore(store.FolderDisk(folder / "pages"), budget_bytes=settings.disk_mib * config.MIB)
+    transport = libp2p.Libp2pTransport(who, listen=settings.listen, announce=settings.announce)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(book.close)
+        engine, tokenizer = await stack.enter_async_context(_engine(settings, progress))
+        card = engine.card if engine is not None else None
+        brain = peer.Peer(who, settings, card, int(time.time() * 1000), random.Random(os.urandom(16)))
+        _replay(brain, book, pages)
+        journalist = observe.Journalist(trio.current_time())
+        body = hands.Hands(engine, tokenizer, pages, hands.in_thread(), brain.sessions.admits)
+        writer = journal.JournalWriter(book)
+        pump = driver.Driver(brain, who, transport, hands=body, writer=writer, on_note=journalist.note)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        await nursery.start(lambda task_status: transport.run(task_status=task_status))
+        await nursery.start(lambda task_status: writer.run(task_status=task_status))
+        brain.mesh.addresses = transport.addresses
+        nursery.start_soon(pump.run)
+        nursery.start_soon(_introduce, settings, pump)
+        stopped = trio.Event()
+
+        async def answer(request: dict[str, Any]) -> dict[str, Any]:
+            await trio.lowlevel.checkpoint()
+            if request.get("do") == "down":
+                stopped.set()
+                return {"stopping": True}
+            return observe.status(brain, journalist, dict(pump.counts), trio.current_time())
+
+        up = Up(ids.peer_text(who.peer), transport.addresses, card.model if card else "", folder)
+        async with control.served(folder, {"id": up.id, "addresses": list(up.addresses)}, answer):
+            _write_join(join_out, up)
+            on_up(up)
+            await stopped.wait()
+            nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _engine(
+    settings: config.Node, progress: Progress
+) -> AsyncIterator[tuple[ports.Engine | None, ports.Tokenizer | None]]:
+    """Model, engine and tokenizer; nothing of it on a node that hosts no sessions."""
+    if not settings.host:
+        yield None, None
+        return
+    try:
+        from meshnode import host
+        from meshnode.models import store as models
+        from meshnode.models import tokenizer
+    except ModuleNotFoundError as error:
+        hint = "install meshnode[node], or set host = false"
+        raise errors.ConfigError(f"hosting needs {error.name}, which is not installed", hint=hint) from None
+    shelf = models.Models(models_folder())
+    model = await trio.to_thread.run_sync(
+        lambda: shelf.pull(settings.model, lambda done, of: progress(f"fetching {settings.model}", done, of))
+    )
+    progress(f"loading {settings.model}", 0, 0)
+    threads = settings.threads or max(1, (os.cpu_count() or 1) // 2)
+    threads = max(count for count in (1, 2, 4) if count <= threads)
+    async with host.opened(
+        model.folder,
+        name=model.name,
+        digest=model.digest,
+        numeric_class=settings.numeric_class,
+        memory_bytes=settings.memory_mib * config.MIB,
+        threads=threads,
+    ) as engine:
+        yield engine, tokenizer.ChatTokenizer(model.folder)
+
+
+def _replay(brain: peer.Peer, book: journal.Journal, pages: store.PageStore) -> None:
+    """What the disk remembers; pages of sessions that are over go."""
+    found = {session: pages.have(session) for session in pages.sessions()}
+    brain.replay(trio.current_time(), (journal.split(entry)[1] for entry in book.replay()), found)
+    for session in found:
+        if session not in brain.sessions.members:
+            pages.drop(session)
+    if book.size() > COMPACT_BYTES:
+        book.rewrite(journal.record(session, record) for session, record in brain.sessions.snapshot())
+
+
+async def _introduce(settings: config.Node, pump: driver.Driver) -> None:
+    """Tell the brain of bootstrap peers, and of those that a join file names as it appears or changes."""
+    if settings.join:
+        pump.submit(Introduced(settings.join))
+    seen: set[str] = set()
+    while settings.join_file:
+        with contextlib.suppress(OSError):
+            lines = await trio.to_thread.run_sync(Path(settings.join_file).read_text)
+            fresh = {line.strip() for line in lines.splitlines() if line.strip()} - seen
+            if fresh:
+                seen |= fresh
+                pump.submit(Introduced(tuple(sorted(fresh))))
+        await trio.sleep(JOIN_FILE_S)
+
+
+def _write_join(path: str, up: Up) -> None:
+    if not path:
+        return
+    try:
+        fresh = Path(f"{path}.new")
+        fresh.write_text("\n".join(up.addresses) + "\n")
+        fresh.rename(path)
+    except OSError as error:
+        raise errors.ConfigError(f"the join file {path} cannot be written: {error}") from None
