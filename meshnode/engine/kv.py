@@ -44,8 +44,8 @@ class Pool:
         self, layer: int, block: torch.Tensor, slot: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
         """One token a row: `block` and `slot` are [row], `keys` and `values` [row, kv_head, dim]."""
-        self.data[layer, 0][block, :, slot] = keys
-        self.data[layer, 1][block, :, slot] = values
+        self.data[layer, 0][block, :, slot] = keys.to(self.data.dtype)
+        self.data[layer, 1][block, :, slot] = values.to(self.data.dtype)
 
     def memory_free(self) -> int:
         return self.blocks.free_count * self.page_bytes * pages.BLOCK_PAGES
@@ -70,13 +70,24 @@ class Pool:
         start = page_in_block * pages.PAGE_TOKENS
         return self.data[:, :, block, :, start : start + pages.PAGE_TOKENS]
 
-    def select(self, layer: int, blocks: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each [block, head, slot, dim]: a view of neighbours, a copy of strangers."""
-        if isinstance(blocks, torch.Tensor):
-            return self.data[layer, 0].index_select(0, blocks), self.data[layer, 1].index_select(0, blocks)
-        start, end = blocks[0], blocks[0] + len(blocks)
-        return self.data[layer, 0, start:end], self.data[layer, 1, start:end]
+    def select(self, blocks: Sequence[int]) -> list[torch.Tensor]:
+        """All layers' keys and values of some blocks, each [block * head, slot, dim]: k of layer 0, v of layer 0, ...
+
+        Views if the blocks are neighbours. Others are not gathered here, which would copy all layers at once.
+        """
+        assert neighbours(blocks)
+        found = self.data[:, :, blocks[0] : blocks[0] + len(blocks)]
+        return list(found.flatten(0, 1).flatten(1, 2).unbind(0))
+
+    def gather(self, layer: int, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer's keys and values of any blocks, copied, each [block * head, slot, dim]."""
+        keys, values = self.data[layer].unbind(0)
+        return keys.index_select(0, blocks).flatten(0, 1), values.index_select(0, blocks).flatten(0, 1)
+
+    def slots(self, block: int, slot: int) -> list[torch.Tensor]:
+        """All layers' places of one token, each [head, dim]: k of layer 0, v of layer 0, ..."""
+        return list(self.data[:, :, block, :, slot].flatten(0, 1).unbind(0))
 
 
 def neighbours(blocks: Sequence[int]) -> bool:
-    return blocks[-1] - blocks[0] == len(blocks) - 1 and all(b - a == 1 for a, b in itertools.pairwise(blocks))
+    return all(after - before == 1 for before, after in itertools.pairwise(blocks))

@@ -39,14 +39,26 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class _Reading:
+    """Where a segment's rows look, computed once for all layers."""
+
+    segment: Segment
+    views: list[torch.Tensor] | None
+    """Two a layer, if the blocks are neighbours."""
+    blocks: torch.Tensor  # [block]
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Places:
-    """Where a pass reads and writes, computed once for all layers."""
+    """Where a pass writes and reads, computed once for all layers."""
 
     turns: torch.Tensor  # [row, 1, head_dim / 2] complex
     block: torch.Tensor  # [row]
     slot: torch.Tensor  # [row]
-    blocks: tuple[Sequence[int] | torch.Tensor, ...]
-    masks: tuple[torch.Tensor | None, ...]
+    one: list[torch.Tensor] | None
+    """The places of a lone row, two a layer: copying there is a quarter of the price of an indexed write."""
+    readings: list[_Reading]
 
 
 class Llama:
@@ -65,72 +77,80 @@ class Llama:
         rows = self._embed([token for segment in segments for token in segment.tokens])
         places = self._places(segments)
         for number, layer in enumerate(self._weights.layers):
-            rows = self._layer(number, layer, rows, segments, places)
+            rows = self._layer(number, layer, rows, places)
         if not wanted:
             return rows[:0]
         chosen = rows if len(wanted) == rows.shape[0] else rows[torch.tensor(wanted)]
-        return arithmetic.linear(self._norm(chosen, self._weights.norm), self._weights.embedding)
+        normed = chosen * arithmetic.inverse_rms(chosen, self._of.rms_eps) * self._weights.norm
+        return arithmetic.linear(normed, self._weights.embedding)
 
     def _embed(self, tokens: list[int]) -> torch.Tensor:
         embedding, index = self._weights.embedding, torch.tensor(tokens)
-        rows = embedding.weight[index].float()
+        rows = embedding.turned.t()[index].float()
         return rows if embedding.scale is None else rows.mul_(embedding.scale[index][:, None])
 
-    def _norm(self, rows: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(rows, (self._of.hidden,), gain, self._of.rms_eps)
-
     def _places(self, segments: Sequence[Segment]) -> _Places:
-        positions = [at for one in segments for at in range(one.position, one.position + len(one.tokens))]
-        block = [
-            one.blocks[at // _BLOCK] for one in segments for at in range(one.position, one.position + len(one.tokens))
-        ]
-        position = torch.tensor(positions)
+        at = [(one, one.position + offset) for one in segments for offset in range(len(one.tokens))]
+        block = [one.blocks[position // _BLOCK] for one, position in at]
+        position = torch.tensor([position for _, position in at])
         return _Places(
             turns=self._turns[position],
             block=torch.tensor(block),
             slot=position % _BLOCK,
-            blocks=tuple(one.blocks if kv.neighbours(one.blocks) else torch.tensor(one.blocks) for one in segments),
-            masks=tuple(_mask(one) for one in segments),
+            one=self._pool.slots(block[0], at[0][1] % _BLOCK) if len(at) == 1 else None,
+            readings=[
+                _Reading(
+                    segment,
+                    self._pool.select(segment.blocks) if kv.neighbours(segment.blocks) else None,
+                    torch.tensor(segment.blocks),
+                    _mask(segment),
+                )
+                for segment in segments
+            ],
         )
 
-    def _layer(
-        self, number: int, layer: weights.Layer, rows: torch.Tensor, segments: Sequence[Segment], places: _Places
-    ) -> torch.Tensor:
+    def _layer(self, number: int, layer: weights.Layer, rows: torch.Tensor, places: _Places) -> torch.Tensor:
         of = self._of
-        joined = arithmetic.linear(self._norm(rows, layer.norm_in), layer.qkv)
+        joined = arithmetic.linear(rows, layer.qkv, of.rms_eps)
         pairs = joined[:, : self._q_rows + self._kv_rows].unflatten(1, (-1, of.head_dim // 2, 2))
         turned = torch.view_as_real(torch.view_as_complex(pairs) * places.turns).flatten(2).to(self._pool.data.dtype)
-        values = joined[:, self._q_rows + self._kv_rows :].to(self._pool.data.dtype).unflatten(1, (of.kv_heads, -1))
-        self._pool.write(number, places.block, places.slot, turned[:, of.heads :], values)
+        values = joined[:, self._q_rows + self._kv_rows :].unflatten(1, (of.kv_heads, of.head_dim))
+        if places.one:
+            places.one[2 * number].copy_(turned[0, of.heads :])
+            places.one[2 * number + 1].copy_(values[0])
+        else:
+            self._pool.write(number, places.block, places.slot, turned[:, of.heads :], values)
+        queries = turned[:, : of.heads]
         mixed = [
-            self._attend(number, turned[one.row : one.row + len(one.tokens), : of.heads], one, blocks, mask)
-            for one, blocks, mask in zip(segments, places.blocks, places.masks, strict=True)
+            self._attend(number, queries[one.segment.row : one.segment.row + len(one.segment.tokens)], one)
+            for one in places.readings
         ]
         rows = rows + arithmetic.linear(mixed[0] if len(mixed) == 1 else torch.cat(mixed), layer.out)
-        gate_up = arithmetic.linear(self._norm(rows, layer.norm_ffn), layer.gate_up)
-        return rows + arithmetic.linear(functional.silu(gate_up[:, : of.ffn]) * gate_up[:, of.ffn :], layer.down)
+        gate, up = arithmetic.linear(rows, layer.gate_up, of.rms_eps).split(of.ffn, 1)
+        return rows + arithmetic.linear(functional.silu(gate).mul_(up), layer.down)
 
     def _attend(
         self,
         layer: int,
         queries: torch.Tensor,  # [row, head, dim], scaled
-        segment: Segment,
-        blocks: Sequence[int] | torch.Tensor,
-        mask: torch.Tensor | None,
+        reading: _Reading,
     ) -> torch.Tensor:  # [row, head * dim]
-        of, row_count, count = self._of, len(segment.tokens), len(segment.blocks)
+        of, row_count, count = self._of, queries.shape[0], len(reading.segment.blocks)
         group = of.heads // of.kv_heads
-        keys, values = self._pool.select(layer, blocks)  # [block, kv_head, slot, dim]
+        if reading.views:
+            keys, values = reading.views[2 * layer : 2 * layer + 2]
+        else:
+            keys, values = self._pool.gather(layer, reading.blocks)
         by_head = queries.view(row_count, of.kv_heads, group, of.head_dim).transpose(0, 1)
         asked = by_head.reshape(of.kv_heads, row_count * group, of.head_dim).expand(count, -1, -1, -1).flatten(0, 1)
-        scores = torch.bmm(asked, keys.flatten(0, 1).transpose(1, 2)).float()
-        scores = scores.view(count, of.kv_heads, row_count, group, _BLOCK)
-        if mask is None:
-            scores[-1, ..., segment.position % _BLOCK + 1 :] = float("-inf")
+        scores = torch.bmm(asked, keys.transpose(1, 2)).float().view(count, of.kv_heads, row_count, group, _BLOCK)
+        first = reading.segment.position // _BLOCK
+        if reading.mask is None:
+            scores[-1, ..., reading.segment.position % _BLOCK + 1 :] = float("-inf")
         else:
-            scores[segment.position // _BLOCK :].masked_fill_(mask, float("-inf"))
+            scores[first:].masked_fill_(reading.mask, float("-inf"))
         chances = scores.sub_(scores.amax(-1, keepdim=True).amax(0)).exp_()
-        mixed = torch.bmm(chances.to(values.dtype).view(-1, row_count * group, _BLOCK), values.flatten(0, 1))
+        mixed = torch.bmm(chances.to(values.dtype).view(-1, row_count * group, _BLOCK), values)
         mixed = arithmetic.fold(mixed.float().view(count, of.kv_heads, row_count, group, of.head_dim))
         mixed = mixed / arithmetic.fold(chances.sum(-1, keepdim=True))
         return mixed.transpose(0, 1).reshape(row_count, -1)

@@ -1,11 +1,14 @@
 """A model's weights in memory, as a numeric class wants them, from the folder that `models` wrote.
 
 The idea: "f32" takes the float16 file as it is. "w8" rounds each row of each matrix to int8 once (scale: the row's
-greatest magnitude / 127) and keeps the result beside the weights, so that a later start maps 135 MB and computes
+greatest magnitude / 127) and keeps the result beside the weights, so that a later start reads 135 MB and computes
 nothing. The packed file is derived: it may be deleted, and is rebuilt if its tag is not the weights' own.
 
-Two things are folded in at load, exactly: Q is multiplied by 1/sqrt(head_dim) (a power of two for the usual sizes),
-and the rows of Q and K are interleaved, so that rope is one multiplication of complex numbers.
+Folded in here, so that no step pays for it: the norms' gains (into columns), 1/sqrt(head_dim) (into Q), and the order
+of rope (rows of Q and K are interleaved, and a rotation becomes one multiplication of complex numbers).
+
+Weights are read into memory of our own, not mapped: a mapped file's pages are the first that a busy machine takes away,
+and then a token waits for the disk.
 
 Rejected: packing at conversion (`models` must not know what the engine computes with).
 """
@@ -25,7 +28,7 @@ import torch
 from meshnode import errors
 
 _PACKED = "packed-w8.safetensors"
-_PACK_VERSION = "1"
+_PACK_VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +56,16 @@ class Shape:
 class Matrix:
     """One linear map. In "w8" `scale` turns integers back into numbers; in "f32" there is none."""
 
-    weight: torch.Tensor  # [out, in]
+    turned: torch.Tensor  # [in, out], a view of rows that lie [out, in]
     scale: torch.Tensor | None  # [out]
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    norm_in: torch.Tensor
+    """The gains of the two norms are in the columns of `qkv` and `gate_up`."""
+
     qkv: Matrix
     out: Matrix
-    norm_ffn: torch.Tensor
     gate_up: Matrix
     down: Matrix
 
@@ -70,8 +73,9 @@ class Layer:
 @dataclass(frozen=True, slots=True)
 class Weights:
     layers: tuple[Layer, ...]
-    norm: torch.Tensor
+    norm: torch.Tensor  # [hidden]
     embedding: Matrix
+    """Also the head: its columns cannot hold the last norm's gain, which is applied on its own."""
 
 
 def shape(folder: Path) -> Shape:
@@ -105,9 +109,9 @@ def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weigh
             raise errors.StoreError(f"the weights lack {name} of shape {size}")
         return found.float()
 
-    def matrix(*parts: torch.Tensor) -> Matrix:
-        whole = torch.cat(parts)
-        return Matrix(whole, None) if exact else quantised(whole)
+    def matrix(*parts: torch.Tensor, gain: torch.Tensor | None = None) -> Matrix:
+        whole = torch.cat(parts) if gain is None else torch.cat(parts) * gain
+        return Matrix(whole.t(), None) if exact else quantised(whole)
 
     q_rows, kv_rows = of.heads * of.head_dim, of.kv_heads * of.head_dim
     layers = []
@@ -115,16 +119,13 @@ def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weigh
         at = f"model.layers.{number}."
         q = _interleaved(take(f"{at}self_attn.q_proj.weight", q_rows, of.hidden), of.head_dim) * of.head_dim**-0.5
         k = _interleaved(take(f"{at}self_attn.k_proj.weight", kv_rows, of.hidden), of.head_dim)
+        v = take(f"{at}self_attn.v_proj.weight", kv_rows, of.hidden)
+        gate, up = (take(f"{at}mlp.{name}_proj.weight", of.ffn, of.hidden) for name in ("gate", "up"))
         layers.append(
             Layer(
-                norm_in=take(f"{at}input_layernorm.weight", of.hidden),
-                qkv=matrix(q, k, take(f"{at}self_attn.v_proj.weight", kv_rows, of.hidden)),
+                qkv=matrix(q, k, v, gain=take(f"{at}input_layernorm.weight", of.hidden)),
                 out=matrix(take(f"{at}self_attn.o_proj.weight", of.hidden, q_rows)),
-                norm_ffn=take(f"{at}post_attention_layernorm.weight", of.hidden),
-                gate_up=matrix(
-                    take(f"{at}mlp.gate_proj.weight", of.ffn, of.hidden),
-                    take(f"{at}mlp.up_proj.weight", of.ffn, of.hidden),
-                ),
+                gate_up=matrix(gate, up, gain=take(f"{at}post_attention_layernorm.weight", of.hidden)),
                 down=matrix(take(f"{at}mlp.down_proj.weight", of.hidden, of.ffn)),
             )
         )
@@ -134,7 +135,7 @@ def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weigh
 
 def quantised(whole: torch.Tensor) -> Matrix:
     scale = whole.abs().amax(1).clamp_min(1e-30) / 127
-    return Matrix((whole / scale[:, None]).round_().to(torch.int8), scale)
+    return Matrix((whole / scale[:, None]).round_().to(torch.int8).t(), scale)
 
 
 def _interleaved(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -148,7 +149,6 @@ _MATRICES = ("qkv", "out", "gate_up", "down")
 def _flat(weights: Weights) -> dict[str, torch.Tensor]:
     flat = {"norm": weights.norm, **_parts("embedding", weights.embedding)}
     for number, layer in enumerate(weights.layers):
-        flat |= {f"{number}.norm_in": layer.norm_in, f"{number}.norm_ffn": layer.norm_ffn}
         for name in _MATRICES:
             flat |= _parts(f"{number}.{name}", getattr(layer, name))
     return flat
@@ -156,27 +156,20 @@ def _flat(weights: Weights) -> dict[str, torch.Tensor]:
 
 def _parts(name: str, matrix: Matrix) -> dict[str, torch.Tensor]:
     assert matrix.scale is not None
-    return {name: matrix.weight, f"{name}.scale": matrix.scale}
+    return {name: matrix.turned.t(), f"{name}.scale": matrix.scale}
 
 
 def _unflat(of: Shape, flat: dict[str, torch.Tensor]) -> Weights:
     def matrix(name: str) -> Matrix:
-        return Matrix(flat[name], flat[f"{name}.scale"])
+        return Matrix(flat[name].t(), flat[f"{name}.scale"])
 
-    layers = tuple(
-        Layer(
-            norm_in=flat[f"{number}.norm_in"],
-            norm_ffn=flat[f"{number}.norm_ffn"],
-            **{name: matrix(f"{number}.{name}") for name in _MATRICES},
-        )
-        for number in range(of.layers)
-    )
+    layers = tuple(Layer(**{name: matrix(f"{number}.{name}") for name in _MATRICES}) for number in range(of.layers))
     return Weights(layers, flat["norm"], matrix("embedding"))
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise errors.StoreError(f"{path.name} cannot be read: {error}") from None
 

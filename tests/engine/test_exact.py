@@ -138,10 +138,10 @@ def test_the_fingerprint_is_the_same_again() -> None:
     assert arithmetic.fingerprint() == arithmetic.fingerprint()
 
 
-def test_a_product_of_planes_is_that_of_16_bit_rows() -> None:
+def test_a_product_of_planes_is_that_of_15_bit_rows() -> None:
     dice = torch.Generator().manual_seed(3)
     rows, matrix = torch.randn(9, 64, generator=dice), weights.quantised(torch.randn(40, 64, generator=dice))
     assert matrix.scale is not None
-    exact = rows.double() @ (matrix.weight.double() * matrix.scale[:, None].double()).t()
+    exact = rows.double() @ (matrix.turned.double() * matrix.scale.double())
     error = (arithmetic.linear(rows, matrix).double() - exact).abs().amax()
-    assert error < 2e-4 * exact.abs().amax()
+    assert error < 3e-4 * exact.abs().amax()
