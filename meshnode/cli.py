@@ -420,4 +420,7 @@ def version() -> None:
 def main() -> None:
     """The entry point."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Read when torch is loaded: a thread that waits for the others sleeps. Spinning is faster alone, and ruinous beside
+    # the owner's own work or a second node.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -46,6 +46,8 @@ class Node:
     """KV memory that sessions may take. More: less for the machine's owner. A token of SmolLM2 takes 22.5 KiB."""
     disk_mib: int = 4096
     """Pages kept for others. More: fuller disk. Less: older pages go first, and failovers recompute more."""
+    hot_mib: int = 256
+    """Of others' pages, how much to keep unpacked in memory. Less: a takeover of a long context pauses longer."""
     threads: int = 0
     """Torch threads; 0 takes half of the cores, at least one: the owner's own work comes first."""
 
@@ -68,6 +70,7 @@ def _problems(config: Node) -> list[str]:
         (config.sessions_max >= 1, "sessions_max: must be 1 or more"),
         (config.memory_mib >= 16, "memory_mib: must be 16 or more"),
         (config.disk_mib >= 16, "disk_mib: must be 16 or more"),
+        (config.hot_mib >= 0, "hot_mib: must be 0 or more"),
         (config.threads >= 0, "threads: must be 0 or more"),
         (len(config.name) <= 64, "name: at most 64 characters"),
         (len(config.zone) <= 32, "zone: at most 32 characters"),

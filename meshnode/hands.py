@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import trio
 
 from meshnode import errors, ports
-from meshnode.ids import PeerId, SessionId
+from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.machine import (
     Encode,
     Encoded,
@@ -31,7 +31,7 @@ from meshnode.machine import (
     Unload,
 )
 from meshnode.ports import Lane
-from meshnode.snapshots import codec, frames, store
+from meshnode.snapshots import codec, frames, hot, store
 
 T = TypeVar("T")
 Act = Encode | Step | Restore | Ship | Unload | Forget
@@ -72,12 +72,15 @@ class Hands:
         pages: store.PageStore,
         runner: Runner,
         gate: Callable[[PeerId, SessionId, int, int], None],
+        *,
+        hot_bytes: int = 0,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.pages = pages
         self._runner = runner
         self._gate = gate
+        self._hot = hot.HotPages(hot_bytes if engine is not None else 0)
         self._queues: dict[Hashable, deque[Act]] = {}
 
     def memory_bytes(self) -> int:
@@ -117,6 +120,7 @@ class Hands:
                 await self._drop(session)
             case Forget(session):
                 await self._drop(session)
+                self._hot.drop(session)
                 await self._runner(self.pages.drop, session)
         return None
 
@@ -161,14 +165,32 @@ class Hands:
     def _load(self, act: Restore) -> list[bytes]:
         raw: list[bytes] = []
         for address in act.addresses:
-            frame = self.pages.get(act.session, address)
-            if frame is None:
+            page = self._hot.get(act.session, address)
+            if page is None:
+                page = self._read(act.session, address)
+            if page is None:
                 break
-            try:
-                raw.append(codec.decode(frame.codec, frame.payload, frame.raw_bytes))
-            except errors.PeerError:
-                break
+            raw.append(page)
         return raw
+
+    def _read(self, session: SessionId, address: Digest) -> bytes | None:
+        frame = self.pages.get(session, address)
+        if frame is None:
+            return None
+        try:
+            return codec.decode(frame.codec, frame.payload, frame.raw_bytes)
+        except errors.PeerError:
+            return None
+
+    def _keep(self, data: bytes) -> store.Stored:
+        """Unpack a page for the takeover that may come, which also shows whether it can be; then store it."""
+        frame = frames.unpack(data)
+        raw = codec.decode(frame.codec, frame.payload, frame.raw_bytes)
+        kept = self.pages.put(data)
+        for session in kept.evicted:
+            self._hot.drop(session)
+        self._hot.put(frame.session, frame.address, raw)
+        return kept
 
     async def _ship(self, act: Ship, transport: ports.Transport) -> Event | None:
         assert self.engine is not None
@@ -185,7 +207,7 @@ class Hands:
         head = frames.unpack(frame.data)
         self._gate(frame.peer, head.session, head.page_index, head.epoch)
         try:
-            kept = await self._runner(self.pages.put, frame.data)
+            kept = await self._runner(self._keep, frame.data)
         except errors.StoreError as error:
             return [PageFailed(head.session, str(error))]
         stored = PageStored(frame.peer, head.session, head.epoch, head.page_index, head.address, head.parent)

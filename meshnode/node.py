@@ -89,8 +89,9 @@ async def run(
         card = engine.card if engine is not None else None
         brain = peer.Peer(who, settings, card, int(time.time() * 1000), random.Random(os.urandom(16)))
         _replay(brain, book, pages)
+        hot_bytes = settings.hot_mib * config.MIB
         journalist = observe.Journalist(trio.current_time())
-        body = hands.Hands(engine, tokenizer, pages, hands.in_thread(), brain.sessions.admits)
+        body = hands.Hands(engine, tokenizer, pages, hands.in_thread(), brain.sessions.admits, hot_bytes=hot_bytes)
         writer = journal.JournalWriter(book)
         pump = driver.Driver(brain, who, transport, hands=body, writer=writer, on_note=journalist.note)
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -146,7 +147,18 @@ async def _engine(
         memory_bytes=settings.memory_mib * config.MIB,
         threads=threads,
     ) as engine:
-        yield engine, tokenizer.ChatTokenizer(model.folder)
+        words = tokenizer.ChatTokenizer(model.folder)
+        await _warm_up(engine, words)
+        yield engine, words
+
+
+async def _warm_up(engine: ports.Engine, words: ports.Tokenizer) -> None:
+    """Run the engine once. Its first steps take five times as long, and a failover must not be the one to pay that."""
+    nobody = ids.SessionId(bytes(ids.SESSION_BYTES))
+    fed = tuple(words.turn("ready? " * 16, system=None, first=True, closed=False))
+    await engine.step([ports.Work(nobody, 0, fed, ports.Sampling())])
+    await engine.step([ports.Work(nobody, len(fed), fed[:1], ports.Sampling())])
+    await engine.drop(nobody)
 
 
 def _replay(brain: peer.Peer, book: journal.Journal, pages: store.PageStore) -> None:

@@ -89,7 +89,9 @@ class World:
         transport = self.network.transport(machine.identity)
         writer = journal.JournalWriter(machine.journal)
         tokenizer = fakes.HashTokenizer()
-        body = hands.Hands(engine if hosts else None, tokenizer, pages, hands.at_once, brain.sessions.admits)
+        body = hands.Hands(
+            engine if hosts else None, tokenizer, pages, hands.at_once, brain.sessions.admits, hot_bytes=4096
+        )
         pump = machine.driver = driver.Driver(
             brain,
             machine.identity,
