@@ -81,9 +81,7 @@ def _escaped(text: str) -> str:
 
 
 def _folder(data: str) -> Path:
-    from meshnode import node
-
-    return node.data_folder(config.Node(data=data))
+    return control.data_folder(data)
 
 
 def _settings(path: str, given: dict[str, Any]) -> config.Node:
@@ -123,8 +121,6 @@ def up(
     plain: Annotated[bool, typer.Option("--plain", help="No colours, no progress bars: for logs.")] = False,
 ) -> None:
     """Run a node: join a mesh, or begin one."""
-    from meshnode import node
-
     given = {
         "data": data, "join": join, "join_file": join_file, "listen": listen, "announce": announce, "name": name,
         "zone": zone, "operator": operator, "model": model, "numeric_class": numeric_class, "memory_mib": memory_mib,
@@ -132,9 +128,11 @@ def up(
     }  # fmt: skip
     settings = _settings(config_file, given)
     if detach:
-        _detach(node.data_folder(settings))
+        _detach(control.data_folder(settings.data))
         return
     import trio
+
+    from meshnode import node
 
     shown = _Progress(plain)
 

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import trio
 
 from meshnode import errors
@@ -41,10 +42,8 @@ async def served(folder: Path, card: dict[str, Any], answer: Serve) -> AsyncIter
     finally:
         os.umask(old)
     listening.listen(8)
-    fresh = folder / f"{CARD}.new"
-    fresh.write_text(json.dumps({**card, "pid": os.getpid(), "socket": str(path)}))
-    fresh.rename(folder / CARD)
     try:
+        _announce(folder, {**card, "pid": os.getpid(), "socket": str(path)})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_accept, listening, answer)
             yield
@@ -53,6 +52,20 @@ async def served(folder: Path, card: dict[str, Any], answer: Serve) -> AsyncIter
         listening.close()
         for file in (path, folder / CARD):
             file.unlink(missing_ok=True)
+
+
+def _announce(folder: Path, card: dict[str, Any]) -> None:
+    fresh = folder / f"{CARD}.new"
+    try:
+        fresh.write_text(json.dumps(card))
+        fresh.rename(folder / CARD)
+    except OSError as error:
+        raise errors.StoreError(f"{folder / CARD} cannot be written: {error.strerror}") from None
+
+
+def data_folder(named: str) -> Path:
+    """Where a node lives: the folder that was named, else the user's data folder of this system."""
+    return Path(named).expanduser() if named else Path(platformdirs.user_data_dir("meshnode"))
 
 
 def _socket_path(folder: Path) -> Path:

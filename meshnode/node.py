@@ -39,11 +39,6 @@ class Up:
     folder: Path
 
 
-def data_folder(settings: config.Node) -> Path:
-    """Where this node lives."""
-    return Path(settings.data).expanduser() if settings.data else Path(platformdirs.user_data_dir("meshnode"))
-
-
 def models_folder() -> Path:
     """Where converted models lie: one place for all nodes of a user."""
     return Path(os.environ.get("MESHNODE_DATA") or platformdirs.user_data_dir("meshnode")) / "models"
@@ -78,7 +73,7 @@ async def run(
     """Run a node until it is cancelled or told to stop. Raises ConfigError, StoreError."""
     from meshnode.net import libp2p
 
-    folder = data_folder(settings)
+    folder = control.data_folder(settings.data)
     who = identity_of(folder)
     book = journal.Journal.open(folder)
     pages = store.PageStore(store.FolderDisk(folder / "pages"), budget_bytes=settings.disk_mib * config.MIB)
