@@ -41,7 +41,8 @@ class HashEngine:
         prefill_s_per_token: float = 0.0,
         decode_s_per_token: float = 0.0,
     ) -> None:
-        """`eos_after`: a turn ends with its n-th drawn token (counted from the assistant's mark); without it, one token in 64 is the end of the turn.
+        """`eos_after`: a turn ends with its n-th drawn token, counted from the assistant's mark; without it, with one
+        token in 64.
 
         The delays are slept with trio, so under a MockClock they cost nothing; at 0 a step is only a checkpoint.
         """
