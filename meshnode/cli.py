@@ -251,7 +251,7 @@ def _status(found: dict[str, Any]) -> Table:
     model = f"{found['model']} ({found['numeric_class']})" if found["model"] else "hosts nothing"
     table.add_row("serves", f"{model}, {found['memory_free_mib']} MiB of KV free, up {found['up_s']:.0f} s")
     alive = sum(peer["alive"] for peer in found["peers"])
-    table.add_row("mesh", f"{alive} of {len(found['peers'])} peers heard; failover: {found['failover']}")
+    table.add_row("mesh", f"{alive} of {len(found['peers'])} peers heard; {found['failover']}")
     hosted = sum(session["hosting"] for session in found["sessions"])
     table.add_row("sessions", f"{len(found['sessions'])}, of which {hosted} run here")
     for note in found["notes"][-6:]:
@@ -388,8 +388,9 @@ def _manifest(path: str) -> Any:
 
     from meshnode import manifest
 
-    if not path:
-        return manifest.Manifest()
+    if not path:  # a person at a prompt wants no greedy model, which would repeat itself, nor the same answer twice
+        seed = int.from_bytes(os.urandom(7))
+        return manifest.Manifest(agent=manifest.Agent(temperature=0.7, top_p=0.95, seed=seed))
     try:
         return manifest.read(yaml.safe_load(Path(path).read_text()))  # JSON is YAML
     except (OSError, yaml.YAMLError) as error:

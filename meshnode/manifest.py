@@ -69,7 +69,7 @@ class Placement:
     model_digest: bytes = b""
     """32 bytes; with it, only these weights will do."""
     numeric_class: str = ""
-    """`w8` or `f32`; empty takes the host's default."""
+    """`w8` or `f32`, or one in full as adverts name it (`w8/2.13.0/...`); empty takes the host's default."""
     zones: tuple[str, ...] = ()
     """Sovereignty zones that host, replicas and witness must stand in; empty is anywhere."""
     memory_bytes_min: int = 0
@@ -158,6 +158,11 @@ def read(raw: Any) -> Manifest:
     return manifest
 
 
+def class_fits(wanted: str, served: str) -> bool:
+    """Whether a numeric class is the one that was asked for: in full, or by the recipe's name that it begins with."""
+    return wanted in ("", served) or served.startswith(f"{wanted}/")
+
+
 def problems(manifest: Manifest) -> list[str]:
     """Every bound that this manifest breaks, in words."""
     return [words for holds, words in _RULES if not holds(manifest)]
@@ -174,7 +179,10 @@ _RULES: tuple[tuple[Callable[[Manifest], bool], str], ...] = (
         "placement.model_digest: must be 64 hexadecimal digits (`meshnode models list` prints them)",
     ),
     (lambda m: len(m.placement.model) <= 128, "placement.model: at most 128 characters"),
-    (lambda m: m.placement.numeric_class in ("", "w8", "f32"), "placement.numeric_class: must be w8 or f32"),
+    (
+        lambda m: m.placement.numeric_class.split("/")[0] in ("", "w8", "f32"),
+        "placement.numeric_class: must be w8 or f32",
+    ),
     (lambda m: len(m.placement.zones) <= 16, "placement.zones: at most 16"),
     (lambda m: m.placement.memory_bytes_min >= 0, "placement.memory_bytes_min: must be 0 or more"),
     (lambda m: m.placement.latency_ms_max >= 0, "placement.latency_ms_max: must be 0 or more"),

@@ -68,7 +68,7 @@ def _failover(brain: peer.Peer, now: float) -> str:
     voters = sum(advert.vote for advert in alive) + brain.mesh.config.vote
     hosts = sum(advert.host for advert in alive) + brain.mesh.config.host
     if voters >= 3 and hosts >= 2:
-        return "yes"
+        return "sessions survive their host"
     return f"no failover: it needs 3 voting nodes and 2 hosts, there are {voters} and {hosts}"
 
 

@@ -134,7 +134,9 @@ class Auction:
     def _seat(self, hosts: list[PeerId], voters: list[PeerId]) -> Plan:
         host, wanted = hosts[0], self.manifest.migration.replicas
         operator = self.operators[host]
-        line = sorted(hosts[1:], key=lambda peer: bool(operator) and self.operators[peer] == operator)
+        recipe = self.bids[host].bid.recipe
+        alike = [peer for peer in hosts[1:] if self.bids[peer].bid.recipe == recipe]
+        line = sorted(alike, key=lambda peer: bool(operator) and self.operators[peer] == operator)
         replicas = line[:wanted]
         spare = [peer for peer in voters if peer != host and peer not in replicas]
         witness = None

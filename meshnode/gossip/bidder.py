@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from meshnode.config import Node
 from meshnode.ids import RequestId, SessionId
-from meshnode.manifest import Manifest
+from meshnode.manifest import Manifest, class_fits
 from meshnode.ports import EngineCard
 
 RESERVATIONS_MAX = 256
@@ -35,6 +35,11 @@ class Bidder:
         """Sessions that run here or may any time, with the memory that each may still take."""
         self._holds: dict[RequestId, _Hold] = {}
 
+    @property
+    def recipe(self) -> str:
+        """What decides the bits of this node's tokens."""
+        return f"{self.card.model_digest.hex()[:32]} {self.card.numeric_class}"[:128] if self.card is not None else ""
+
     def free_bytes(self, now: float) -> int:
         """KV memory that nobody was promised."""
         held = sum(hold.memory_bytes for hold in self._holds.values() if hold.until > now)
@@ -51,7 +56,7 @@ class Bidder:
             reasons.append(f"placement.model: {wants.model!r} is not served here; {card.model!r} is")
         if wants.model_digest and wants.model_digest != card.model_digest:
             reasons.append(f"placement.model_digest: other weights; here they are {card.model_digest.hex()}")
-        if wants.numeric_class and wants.numeric_class != card.numeric_class:
+        if not class_fits(wants.numeric_class, card.numeric_class):
             reasons.append(f"placement.numeric_class: {wants.numeric_class!r} asked, {card.numeric_class!r} served")
         if manifest.characteristics.context_tokens > card.context_tokens_max:
             reasons.append(f"characteristics.context_tokens: {card.context_tokens_max} at most with {card.model}")

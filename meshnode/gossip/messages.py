@@ -135,6 +135,8 @@ class Bid:
     auction: RequestId
     host_refusals: Reasons
     vote_refusals: Reasons
+    recipe: Name
+    """Model digest and numeric class: a replica of another recipe could go on, but not with the same tokens."""
     memory_bytes: int
     sessions: Annotated[int, Max(1 << 16)]
     sessions_max: Annotated[int, Max(1 << 16)]

@@ -172,7 +172,9 @@ class Placing:
             until = now + windows[wants.characteristics.kind].reserve_s
             self.bidder.hold(now, offer.auction, wants, until)
         hosted, places = len(self.bidder.hosted), self.mesh.config.sessions_max
-        bid = Bid(offer.auction, _words(host), _words(vote), self.bidder.free_bytes(now), hosted, places)
+        bid = Bid(
+            offer.auction, _words(host), _words(vote), self.bidder.recipe, self.bidder.free_bytes(now), hosted, places
+        )
         return [Send(peer, Lane.SIGNAL, bid)]
 
     def on_awarded(self, now: float, peer: PeerId, awarded: Awarded) -> tuple[list[Effect], Seated | None]:

@@ -23,6 +23,7 @@ from meshnode.machine import (
     Send,
     Stepped,
 )
+from meshnode.manifest import class_fits
 from meshnode.ports import EngineCard, Lane
 from meshnode.sessions import log, messages, records
 from meshnode.sessions.lifecycle import State
@@ -81,7 +82,7 @@ class Registry:
     def _member(self, now: float, contract: Contract, voter: Voter) -> Member:
         wants, card = contract.manifest.placement, self.card
         fits = card is not None and wants.model in ("", card.model) and wants.model_digest in (b"", card.model_digest)
-        fits = fits and wants.numeric_class in ("", card.numeric_class if card else "")
+        fits = fits and card is not None and class_fits(wants.numeric_class, card.numeric_class)
         return Member(self.me, contract, voter, card if fits else None, self.rng, now)
 
     def replay(self, now: float, journal: Iterable[bytes], pages: Mapping[SessionId, set[Digest]]) -> None:
