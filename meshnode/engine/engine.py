@@ -105,7 +105,9 @@ class TorchEngine:
                 jobs.append(_Job(index, work, self._admit(work)))
             except errors.EngineError as error:
                 answers[index] = error
-        waiting = [job for job in sorted(jobs, key=lambda job: len(job.work.feed)) if job.work.feed]
+        # Lone rows first, and of these the short contexts: the model attends them together.
+        jobs.sort(key=lambda job: (len(job.work.feed), job.work.position))
+        waiting = [job for job in jobs if job.work.feed]
         while waiting:
             for job, answer in self._pass(waiting):
                 answers[job.index] = answer

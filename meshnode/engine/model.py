@@ -15,6 +15,7 @@ prefill); a fused running softmax in Python (a loop over blocks a layer).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ import torch.nn.functional as functional
 from meshnode.engine import arithmetic, kv, pages, weights
 
 _BLOCK = pages.BLOCK_TOKENS
+_CROWD_BLOCKS_MAX = 4
+"""Lone rows with contexts up to this are attended together, over a copy of their KV. Longer ones: the copy costs more
+than the calls that it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,17 @@ class _Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class _Crowd:
+    """Lone rows of several sessions. A short one is filled up with a block of its own that the mask hides, so that
+    nobody's numbers, not even masked ones, meet another's."""
+
+    row_count: int
+    block_count: int
+    blocks: torch.Tensor  # [block * row]
+    mask: torch.Tensor  # [block, row, 1, 1, slot]
+
+
+@dataclass(frozen=True, slots=True)
 class _Places:
     """Where a pass writes and reads, computed once for all layers."""
 
@@ -58,7 +73,10 @@ class _Places:
     slot: torch.Tensor  # [row]
     one: list[torch.Tensor] | None
     """The places of a lone row, two a layer: copying there is a quarter of the price of an indexed write."""
+    crowd: _Crowd | None
+    """The first rows of the pass, if there are several with short contexts."""
     readings: list[_Reading]
+    """The segments of all other rows, in order."""
 
 
 class Llama:
@@ -93,11 +111,13 @@ class Llama:
         at = [(one, one.position + offset) for one in segments for offset in range(len(one.tokens))]
         block = [one.blocks[position // _BLOCK] for one, position in at]
         position = torch.tensor([position for _, position in at])
+        crowd = _crowd(segments)
         return _Places(
             turns=self._turns[position],
             block=torch.tensor(block),
             slot=position % _BLOCK,
             one=self._pool.slots(block[0], at[0][1] % _BLOCK) if len(at) == 1 else None,
+            crowd=crowd,
             readings=[
                 _Reading(
                     segment,
@@ -105,7 +125,7 @@ class Llama:
                     torch.tensor(segment.blocks),
                     _mask(segment),
                 )
-                for segment in segments
+                for segment in segments[crowd.row_count if crowd else 0 :]
             ],
         )
 
@@ -121,7 +141,8 @@ class Llama:
         else:
             self._pool.write(number, places.block, places.slot, turned[:, of.heads :], values)
         queries = turned[:, : of.heads]
-        mixed = [
+        mixed = [self._attend_crowd(number, queries, places.crowd)] if places.crowd else []
+        mixed += [
             self._attend(number, queries[one.segment.row : one.segment.row + len(one.segment.tokens)], one)
             for one in places.readings
         ]
@@ -149,11 +170,37 @@ class Llama:
             scores[-1, ..., reading.segment.position % _BLOCK + 1 :] = float("-inf")
         else:
             scores[first:].masked_fill_(reading.mask, float("-inf"))
-        chances = scores.sub_(scores.amax(-1, keepdim=True).amax(0)).exp_()
-        mixed = torch.bmm(chances.to(values.dtype).view(-1, row_count * group, _BLOCK), values)
-        mixed = arithmetic.fold(mixed.float().view(count, of.kv_heads, row_count, group, of.head_dim))
-        mixed = mixed / arithmetic.fold(chances.sum(-1, keepdim=True))
+        mixed = _mixed(scores, values, of.head_dim)
         return mixed.transpose(0, 1).reshape(row_count, -1)
+
+    def _attend_crowd(self, layer: int, queries: torch.Tensor, crowd: _Crowd) -> torch.Tensor:  # [row, head * dim]
+        of, count = self._of, crowd.block_count
+        keys, values = self._pool.gather(layer, crowd.blocks)
+        asked = queries[: crowd.row_count].reshape(crowd.row_count * of.kv_heads, -1, of.head_dim)
+        scores = torch.bmm(asked.expand(count, -1, -1, -1).flatten(0, 1), keys.transpose(1, 2)).float()
+        scores = scores.view(count, crowd.row_count, of.kv_heads, -1, _BLOCK).masked_fill_(crowd.mask, float("-inf"))
+        return _mixed(scores, values, of.head_dim).reshape(crowd.row_count, -1)
+
+
+def _mixed(scores: torch.Tensor, values: torch.Tensor, head_dim: int) -> torch.Tensor:  # [..., slot] -> [..., dim]
+    """Softmax over blocks and slots, and the mean of the values by it. Destroys `scores` [block, ..., slot]."""
+    chances = scores.sub_(scores.amax(-1, keepdim=True).amax(0)).exp_()
+    mixed = torch.bmm(chances.to(values.dtype).view(values.shape[0], -1, _BLOCK), values).float()
+    return arithmetic.fold(mixed.view(*scores.shape[:-1], head_dim)) / arithmetic.fold(chances.sum(-1, keepdim=True))
+
+
+def _crowd(segments: Sequence[Segment]) -> _Crowd | None:
+    """The leading segments of one row and few blocks; the engine puts them first."""
+    lone = list(
+        itertools.takewhile(lambda one: len(one.tokens) == 1 and len(one.blocks) <= _CROWD_BLOCKS_MAX, segments)
+    )
+    if len(lone) < 2:
+        return None
+    count = max(len(one.blocks) for one in lone)
+    blocks = [one.blocks[min(number, len(one.blocks) - 1)] for number in range(count) for one in lone]
+    slots = torch.arange(count * _BLOCK).view(count, 1, 1, 1, _BLOCK)
+    positions = torch.tensor([one.position for one in lone]).view(1, -1, 1, 1, 1)
+    return _Crowd(len(lone), count, torch.tensor(blocks), slots > positions)
 
 
 def _mask(segment: Segment) -> torch.Tensor | None:  # [block, 1, row, 1, slot]: True where a slot is in the future

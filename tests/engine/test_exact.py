@@ -89,6 +89,32 @@ def test_company_leaves_no_trace(seen: Seen, expected: torch.Tensor) -> None:
     assert sum(torch.equal(row, expected) for row in seen.rows) == 1
 
 
+@pytest.mark.parametrize("others", [(20,), (130, 399), (20, 300, 5, 127, 128)])
+def test_a_crowd_of_lone_rows_leaves_no_trace(seen: Seen, expected: torch.Tensor, others: tuple[int, ...]) -> None:
+    seen.feed(A, 0, PROMPT[:-1])
+    works = [ports.Work(A, len(PROMPT) - 1, (LAST,), ports.Sampling())]
+    for number, length in enumerate(others):
+        name = ids.SessionId(bytes([number]) * ids.SESSION_BYTES)
+        seen.feed(name, 0, PROMPT[1 : 1 + length])
+        works.append(ports.Work(name, min(length, len(PROMPT) - 1), (9,), ports.Sampling()))
+    crowds: list[object] = []
+    inner = model._crowd
+
+    def crowd(segments: list[model.Segment]) -> object:
+        crowds.append(found := inner(segments))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_crowd", crowd)
+        seen.engine.step(works)
+    assert [row for row in seen.rows if torch.equal(row, expected)]
+    assert crowds[-1] is not None
+    alone = list(seen.rows)
+    for work in works:
+        seen.engine.step([work])
+    assert all(any(torch.equal(row, one) for one in alone) for row in seen.rows[-len(works) :])
+
+
 def test_scattered_blocks_leave_no_trace(seen: Seen, expected: torch.Tensor) -> None:
     class Scattered(pages.Blocks):
         def _next(self, after: int | None, wanted: int) -> int:
