@@ -209,14 +209,19 @@ async def connect(
     brain = agent.Agent(who, random.Random(os.urandom(16)))
     pump = driver.Driver(brain, who, link)
     mesh = Mesh(brain, pump)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: link.run(task_status=task_status))
-        nursery.start_soon(pump.run)
-        mesh.submit(Introduced(tuple(bootstrap)))
-        try:
-            yield mesh
-        finally:
-            nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: link.run(task_status=task_status))
+            nursery.start_soon(pump.run)
+            mesh.submit(Introduced(tuple(bootstrap)))
+            try:
+                yield mesh
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:  # what the caller raised, the caller gets: the nursery is our own affair
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
 
 
 def _check(bootstrap: Iterable[str]) -> None:

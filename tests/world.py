@@ -8,15 +8,16 @@ follow.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
 from meshnode import client, config, driver, hands, journal, manifest, peer
 from meshnode.ids import PeerId
-from meshnode.machine import Introduced, Note
+from meshnode.machine import Effect, Introduced, Note
 from meshnode.net import memory
 from meshnode.sim import fakes
 from meshnode.snapshots import disk, store
@@ -37,6 +38,7 @@ class Machine:
     driver: driver.Driver | None = None
     scope: trio.CancelScope | None = None
     notes: list[tuple[float, Note]] = field(default_factory=list)
+    running: bool = False
 
     @property
     def id(self) -> PeerId:
@@ -51,6 +53,7 @@ class World:
         self.network = memory.Network(random.Random(seed), delay_s)
         self.machines: dict[str, Machine] = {}
         self._nursery = nursery
+        self._stepped = trio.Event()
 
     async def start(self, name: str, join: Iterable[str] = (), **settings: object) -> Machine:
         """Start a machine, or start it again after a kill."""
@@ -71,8 +74,33 @@ class World:
         self.network.crash(machine.id)
         assert machine.scope is not None
         machine.scope.cancel()
+        machine.running = False
         machine.disk.crash(self.rng)
         machine.journal.crash(self.rng)
+
+    async def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Until something is so; looked at after every step of every brain."""
+        while not holds():
+            await self._stepped.wait()
+
+    async def wait_meshed(self) -> None:
+        """Until every machine that runs has heard every other and has all links to it."""
+        running = [machine for machine in self.machines.values() if machine.brain is not None and machine.running]
+
+        def meshed() -> bool:
+            now = trio.current_time()
+            return all(
+                len(one.brain.mesh.directory.alive(now)) >= len(running) - 1
+                and len(one.brain.mesh.links) >= 3 * (len(running) - 1)
+                for one in running
+                if one.brain is not None
+            )
+
+        await self.wait_until(meshed)
+
+    def _note_step(self) -> None:
+        self._stepped.set()
+        self._stepped = trio.Event()
 
     def name_of(self, who: PeerId | None) -> str:
         return next(name for name, machine in self.machines.items() if machine.id == who)
@@ -93,7 +121,7 @@ class World:
             engine if hosts else None, tokenizer, pages, hands.at_once, brain.sessions.admits, hot_bytes=4096
         )
         pump = machine.driver = driver.Driver(
-            brain,
+            _Watched(brain, self._note_step),
             machine.identity,
             transport,
             hands=body,
@@ -106,6 +134,7 @@ class World:
                 await nursery.start(lambda task_status: transport.run(task_status=task_status))
                 await nursery.start(lambda task_status: writer.run(task_status=task_status))
                 brain.mesh.addresses = transport.addresses
+                machine.running = True
                 nursery.start_soon(pump.run)
                 pump.submit(Introduced(join))
                 task_status.started()
@@ -128,8 +157,25 @@ async def world(seed: int = 1, delay_s: tuple[float, float] = (0.0005, 0.003)) -
         nursery.cancel_scope.cancel()
 
 
-async def settle(seconds: float) -> None:
-    """Let virtual time pass."""
+class _Watched:
+    """A brain whose every step is told."""
+
+    def __init__(self, brain: peer.Peer, told: Callable[[], None]) -> None:
+        self._brain = brain
+        self._told = told
+
+    @property
+    def deadline(self) -> float:
+        return self._brain.deadline
+
+    def step(self, now: float, event: Any) -> list[Effect]:
+        effects = self._brain.step(now, event)
+        self._told()
+        return effects
+
+
+async def pass_time(seconds: float) -> None:
+    """Let virtual time pass: the world goes on, the clock on the wall does not."""
     await trio.sleep(seconds)
 
 

@@ -24,7 +24,7 @@ from meshnode.sessions.voter import Voter
 QUEUE_MAX = 8
 """Turns that wait for the running one."""
 FAREWELL_S = 5.0
-"""How long an owner tells its followers that the session is over before it forgets them."""
+"""How long, and for three heartbeats at least, an owner tells its followers that the session is over."""
 
 PAGES_STALL_S = 5.0
 """Pages that nobody acknowledged for so long are sent again: a full queue may have lost one."""
@@ -68,6 +68,7 @@ class Serving:
         self._closed_at: float | None = None
         self._first_noted = False
         self._pages_moved_at = now
+        self._attended_at = now
 
     # -------------------------------------------------------------------------------------------------------- opening
 
@@ -235,7 +236,11 @@ class Serving:
         if not self.queue or self.queue[0][1].request != event.request:
             return self.pump(now)
         client, message = self.queue.pop(0)
-        room = self.hosting.context_tokens_max - len(self.transcript.context) - 1
+        if self.transcript.closed is not None:
+            return [self._denied(client, message.request, 481, "the session is over")]
+        if not event.ids:
+            return [self._denied(client, message.request, 400, "the turn has no tokens"), *self.pump(now)]
+        room = min(self.hosting.context_tokens_max - len(self.transcript.context) - 1, messages.TURN_TOKENS_MAX)
         if len(event.ids) > room:
             reason = f"the turn has {len(event.ids)} tokens and the context has room for {max(0, room)}"
             return [self._denied(client, message.request, 413, reason), *self.pump(now)]
@@ -296,10 +301,20 @@ class Serving:
             for replica in self.hosting.replicas:
                 self.hosting.pages.link_down(replica)
         alive = self.introduce() if self.leased(now) else []
+        alive += self._expire(now)
         return self._replicate(now, heartbeat=True) + alive + self.pump(now)
+
+    def _expire(self, now: float) -> list[Effect]:
+        """End a session that nobody attended for as long as its manifest keeps it: clients die without a BYE."""
+        self._attended_at = max([self._attended_at, *(one.asked_at for one in self.subscribers.values())])
+        idle = self.transcript.open_turn is None and not self.queue and self.transcript.closed is None
+        if not idle or now < self._attended_at + self.manifest.scaling.keep_cold_s:
+            return []
+        return self.write(now, [Closed("expired")])
 
     def over(self, now: float) -> bool:
         """Whether the session ended and everybody who matters knows, or had time to."""
         if self._closed_at is None:
             return False
-        return now >= self._closed_at + FAREWELL_S or not self.owner.majority > 1
+        farewell_s = max(FAREWELL_S, 3 * self.timers.heartbeat_s)
+        return now >= self._closed_at + farewell_s or not self.owner.majority > 1

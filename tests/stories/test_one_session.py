@@ -18,7 +18,7 @@ async def mesh_of(place: world.World, count: int) -> None:
     await place.start("a")
     for name in "bcdefgh"[: count - 1]:
         await place.start(name, join=["a"])
-    await world.settle(2.0)
+    await place.wait_meshed()
 
 
 async def test_a_single_node_chats_and_says_that_there_is_no_failover(autojump_clock: trio.testing.MockClock) -> None:
@@ -95,3 +95,28 @@ async def test_without_peers_the_answer_comes_within_the_invite_time(autojump_cl
                     pass
         assert caught.value.status == 408
         assert trio.current_time() - before <= 10.5
+
+
+async def test_a_session_whose_agent_died_is_kept_as_long_as_its_manifest_says(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    wants = manifest.read({"scaling": {"keep_cold_s": 60}})
+    async with world.world() as place:
+        await mesh_of(place, 3)
+
+        async def die_while_it_speaks() -> None:
+            async with place.agent("a") as mesh, mesh.session(wants) as session:
+                async for _ in session.say("Hello?"):
+                    place.network.crash(mesh.me)
+                    raise RuntimeError("the agent dies")
+
+        with pytest.raises(RuntimeError):
+            await die_while_it_speaks()
+
+        def sessions() -> int:
+            return sum(len(one.brain.sessions.members) for one in place.machines.values() if one.brain is not None)
+
+        assert sessions() == 3
+        died_at = trio.current_time()
+        await place.wait_until(lambda: sessions() == 0)
+        assert 55 <= trio.current_time() - died_at <= 75

@@ -20,7 +20,7 @@ async def three(place: world.World) -> None:
     await place.start("a")
     await place.start("b", join=["a"])
     await place.start("c", join=["a", "b"])
-    await world.settle(2.0)
+    await place.wait_meshed()
 
 
 def epochs(session: client.Session) -> list[int]:
@@ -43,7 +43,7 @@ async def test_a_frozen_host_is_replaced_and_when_it_thaws_changes_nothing(
                     place.network.freeze(session.host)
                 if len(said) == 40:
                     place.network.thaw(session.host if session.host == frozen else client.PeerId(frozen))
-            await world.settle(5.0)
+            await world.pass_time(5.0)
             second = [token.id async for token in session.say("And now?")]
             assert session.host != frozen
         assert said == world.expected(WANTS, QUESTION, 64)
@@ -67,7 +67,7 @@ async def test_a_host_cut_from_its_voters_releases_nothing_while_another_serves(
                         if machine.id != host:
                             place.network.partition(host, machine.id)
             place.network.heal()
-            await world.settle(5.0)
+            await world.pass_time(5.0)
             old = place.machines[place.name_of(host)]
             assert old.brain is not None
             (member,) = old.brain.sessions.members.values()
@@ -86,7 +86,7 @@ async def test_a_restarted_host_reads_its_journal_and_follows(autojump_clock: tr
                 if len(said) in (10, 30, 50):
                     name = place.name_of(session.host)
                     place.kill(name)
-                    await world.settle(0.05)
+                    await world.pass_time(0.05)
                     await place.start(name, join=[one for one in place.machines if one != name])
         assert said == world.expected(WANTS, QUESTION, 64)
         assert len(epochs(session)) >= 3
@@ -125,7 +125,7 @@ async def test_without_a_quorum_the_agent_is_told_and_the_session_survives(
             assert trio.current_time() - before <= 11.0
             for name in dead:
                 await place.start(name, join=[one for one in place.machines if one != name])
-            await world.settle(5.0)
+            await world.pass_time(5.0)
             third = [token.id async for token in session.say("And now?")]
         assert first == world.expected(WANTS, QUESTION, 64)
         assert third
@@ -141,7 +141,7 @@ async def test_any_storm_of_kills_freezes_and_cuts_leaves_the_answer_whole(
         await place.start("a")
         for name in "bcde":
             await place.start(name, join=["a"])
-        await world.settle(2.0)
+        await place.wait_meshed()
         async with place.agent(*place.machines) as mesh, mesh.session(WANTS) as session:
             said: list[int] = []
             with trio.fail_after(300):
@@ -162,15 +162,15 @@ async def _fault(place: world.World, session: client.Session, dice: random.Rando
     kind = dice.choice(("kill", "freeze", "cut"))
     if kind == "kill":
         place.kill(victim)
-        await world.settle(dice.uniform(0.0, 3.0))
+        await world.pass_time(dice.uniform(0.0, 3.0))
         await place.start(victim, join=[name for name in place.machines if name != victim])
     elif kind == "freeze":
         place.network.freeze(machine.id)
-        await world.settle(dice.uniform(0.0, 4.0))
+        await world.pass_time(dice.uniform(0.0, 4.0))
         place.network.thaw(machine.id)
     else:
         for other in place.machines.values():
             if other.id != machine.id:
                 place.network.partition(machine.id, other.id)
-        await world.settle(dice.uniform(0.0, 4.0))
+        await world.pass_time(dice.uniform(0.0, 4.0))
         place.network.heal()
