@@ -15,12 +15,14 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
-import trio
 
 from meshnode import errors
+
+if TYPE_CHECKING:  # loading trio takes longer than asking: only the answering side does
+    import trio
 
 REQUEST_BYTES_MAX = 4096
 SOCKET_CHARS_MAX = 100
@@ -33,6 +35,8 @@ Serve = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 @asynccontextmanager
 async def served(folder: Path, card: dict[str, Any], answer: Serve) -> AsyncIterator[None]:
     """Answer requests while the block lasts; `node.json` appears once the socket listens, and goes with it."""
+    import trio
+
     path = _socket_path(folder)
     path.unlink(missing_ok=True)
     listening = trio.socket.socket(trio.socket.AF_UNIX)
@@ -76,6 +80,8 @@ def _socket_path(folder: Path) -> Path:
 
 
 async def _accept(listening: trio.socket.SocketType, answer: Serve) -> None:
+    import trio
+
     async with trio.open_nursery() as nursery:
         while True:
             conn, _ = await listening.accept()
@@ -83,6 +89,8 @@ async def _accept(listening: trio.socket.SocketType, answer: Serve) -> None:
 
 
 async def _converse(stream: trio.SocketStream, answer: Serve) -> None:
+    import trio
+
     async with stream:
         with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(ANSWER_S_MAX):
             data = b""
