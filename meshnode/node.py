@@ -22,8 +22,10 @@ from meshnode.wire import keys
 
 JOIN_FILE_S = 1.0
 """Between looks at the join file."""
-COMPACT_BYTES = 64 << 20
-"""A journal that is larger at the start is written anew, without what is over."""
+COMPACT_BYTES = 32 << 20
+"""A journal that grew by so much since it was last written anew is written anew, without what is over."""
+COMPACT_LOOK_S = 30.0
+"""Between looks at its size."""
 
 Progress = Callable[[str, int, int], None]
 """(what, done, of): bytes of a download, or 0, 0 for a step without measure."""
@@ -95,6 +97,7 @@ async def run(
         brain.mesh.addresses = transport.addresses
         nursery.start_soon(pump.run)
         nursery.start_soon(_introduce, settings, pump)
+        nursery.start_soon(_compact, brain, book, writer)
         stopped = trio.Event()
 
         async def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -157,14 +160,32 @@ async def _warm_up(engine: ports.Engine, words: ports.Tokenizer) -> None:
 
 
 def _replay(brain: peer.Peer, book: journal.Journal, pages: store.PageStore) -> None:
-    """What the disk remembers; pages of sessions that are over go."""
+    """What the disk remembers, and only what is still needed of it; pages of sessions that are over go."""
     found = {session: pages.have(session) for session in pages.sessions()}
     brain.replay(trio.current_time(), (journal.split(entry)[1] for entry in book.replay()), found)
     for session in found:
         if session not in brain.sessions.members:
             pages.drop(session)
-    if book.size() > COMPACT_BYTES:
-        book.rewrite(journal.record(session, record) for session, record in brain.sessions.snapshot())
+    book.rewrite(_records(brain))
+
+
+def _records(brain: peer.Peer) -> list[bytes]:
+    """All that is still needed of the journal."""
+    return [journal.record(session, record) for session, record in brain.sessions.snapshot()]
+
+
+async def _compact(brain: peer.Peer, book: journal.Journal, writer: journal.JournalWriter) -> None:
+    """Write the journal anew when it has grown.
+
+    The records say what the brain knows now, some of which may be on its way to the disk still; those come behind, and
+    saying a thing twice in the same order changes nothing.
+    """
+    small = book.size()
+    while True:
+        await trio.sleep(COMPACT_LOOK_S)
+        if book.size() > small + COMPACT_BYTES:
+            await writer.rewrite(_records(brain))
+            small = book.size()
 
 
 async def _introduce(settings: config.Node, pump: driver.Driver) -> None:
