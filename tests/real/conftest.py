@@ -10,6 +10,8 @@ import pytest
 
 from meshnode.models import store
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in host.py: on a busy machine spinning threads cost minutes
+
 
 @pytest.fixture(scope="session")
 def installed() -> store.Installed:
