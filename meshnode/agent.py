@@ -18,7 +18,7 @@ from meshnode.machine import Deliver, DialFailed, Effect, Introduced, Received, 
 from meshnode.manifest import Manifest
 from meshnode.ports import Lane, LinkDown, LinkUp
 from meshnode.sessions import messages, timers
-from meshnode.sessions.attach import Attachment
+from meshnode.sessions.attach import Attachment, Refusal
 from meshnode.wire import envelope, keys
 from meshnode.wire.award import Award, Invitation, Seat
 
@@ -129,14 +129,21 @@ class Agent:
                 return self._invite(now)
             case Say(session, request, text, max_tokens):
                 message = messages.Message(session, request, text, max_tokens)
-                return self.attachments[session].say(now, message)
-            case Stop(session, request):
-                return self.attachments[session].interrupt(request)
+                attachment = self.attachments.get(session)
+                if attachment is None:
+                    return [Deliver(session, Refusal(request, 481, ("this session is not open here",)))]
+                return attachment.say(now, message)
+            case Stop(
+                session, request
+            ):  # may come late: a generator that nobody closed stops its turn when it is freed
+                attachment = self.attachments.get(session)
+                return attachment.interrupt(now, request) if attachment is not None else []
             case Leave(session, reason):
-                return self.attachments[session].bye(reason)
+                attachment = self.attachments.get(session)
+                return attachment.bye(now, reason) if attachment is not None else []
             case Detach(session):
                 self.attachments.pop(session, None)
-                return []
+                return self._cancel(session)
             case Tick():
                 return self._tick(now)
         raise AssertionError(f"an agent does not know {event!r}")
@@ -151,12 +158,16 @@ class Agent:
                 return self.mesh.on_publish(now, peer, message)
             case talk.Relayed(frame):
                 opened = envelope.open_(frame)
-                if opened.sender not in self.mesh.links_of(Lane.SIGNAL):
+                if isinstance(opened.message, talk.Relayed):
+                    raise errors.PeerError("a frame that was passed on twice")
+                wanted = opened.sender in self.mesh.interests
+                if wanted and opened.sender not in self.mesh.links_of(Lane.SIGNAL):
                     self._gateways[opened.sender] = peer
                 return self._received(now, opened.sender, lane, opened.message)
             case talk.NoPath(to):
-                self._refused.setdefault(to, set()).add(peer)
-                self._gateways.pop(to, None)
+                if to in self.mesh.interests:  # of whom nobody asked, nothing is remembered
+                    self._refused.setdefault(to, set()).add(peer)
+                    self._gateways.pop(to, None)
                 return []
             case talk.Trying():
                 return []
@@ -189,16 +200,26 @@ class Agent:
                 effects.append(Send(gateway, Lane.SIGNAL, calling.invite))
         return effects
 
+    def _cancel(self, session: SessionId) -> list[Effect]:
+        """Nobody waits for this call any more."""
+        calling = self._calling.pop(session, None)
+        if calling is None or calling.gateway is None:
+            return []
+        return [Send(calling.gateway, Lane.SIGNAL, talk.Cancel(session))]
+
     def _answered(self, now: float, peer: PeerId, answer: talk.Answer) -> list[Effect]:
         calling = self._calling.get(answer.session)
         if calling is None or calling.gateway != peer:
             return []
-        del self._calling[answer.session]
         if answer.status != 200:
-            return [Deliver(answer.session, Answered(answer.status, answer.reasons))]
+            del self._calling[answer.session]
+            return [Deliver(answer.session, Answered(answer.status, answer.reasons or ("no reason was given",)))]
         signer, award = envelope.expect(answer.award, Award)
         if signer != peer or award.session != answer.session or award.invitation != calling.invite.invitation:
             raise errors.PeerError("an award that is not the answer to our INVITE")
+        if not award.seats:
+            raise errors.PeerError("an award without seats")
+        del self._calling[answer.session]
         voters = tuple(seat.peer for seat in award.seats)
         kind = timers.TIMERS[calling.manifest.characteristics.kind]
         attachment = self.attachments[answer.session] = Attachment(answer.session, voters, kind, now)

@@ -138,10 +138,10 @@ class Peer:
             case talk.Relay(to, frame):
                 return self._relay(now, peer, lane, to, frame)
             case talk.Relayed(frame):
-                opened = envelope.open_(frame)
-                return self._received(now, opened.sender, lane, opened.message, peer if via is None else via)
+                return self._passed_on(now, peer, lane, frame, via)
             case talk.NoPath(to):
-                self._routes.pop(to, None)
+                if self._routes.get(to) == peer:
+                    del self._routes[to]
                 return []
             case talk.Invite():
                 return self.placing.on_invite(now, peer, message, _WINDOWS)
@@ -155,8 +155,8 @@ class Peer:
                 return self._awarded(now, peer, message)
             case talk.Confirm():
                 return self.placing.on_confirm(now, peer, message, timers.CONFIRM_S)
-            case talk.Release(_, session):
-                return [*self.placing.on_release(message), *self.sessions.release(now, session)]
+            case talk.Release(auction, session):
+                return [*self.placing.on_release(message), *self.sessions.release(peer, auction, session)]
             case _ if isinstance(message, registry.FromVoter):
                 return self.sessions.from_voter(now, peer, message)
             case _ if isinstance(message, registry.FromAgent):
@@ -169,7 +169,7 @@ class Peer:
         if seated is None:
             return effects
         award = seated.award
-        born, refusal = self.sessions.born(now, Contract(award, seated.agent, seated.manifest), seated.sealed)
+        born, refusal = self.sessions.born(now, Contract(award, seated.agent, seated.manifest, peer), seated.sealed)
         self.bidder.release(award.auction)
         self._account(now)
         refusals = (refusal,) if refusal else ()
@@ -181,12 +181,21 @@ class Peer:
 
     def _relay(self, now: float, peer: PeerId, lane: Lane, to: PeerId, frame: bytes) -> list[Effect]:
         if to == self.me:
-            opened = envelope.open_(frame)
-            return self._received(now, opened.sender, lane, opened.message, peer)
+            return self._passed_on(now, peer, lane, frame, None)
         usable = self._lane(to, lane)
         if usable is None:
             return [Send(peer, Lane.SIGNAL, talk.NoPath(to))]
         return [Pass(to, usable, frame)]
+
+    def _passed_on(self, now: float, peer: PeerId, lane: Lane, frame: bytes, via: PeerId | None) -> list[Effect]:
+        """A frame inside of another's: one way through a gateway, and never a frame inside of that (nor a stack of a
+        thousand)."""
+        opened = envelope.open_(frame)
+        if via is not None or isinstance(opened.message, talk.Relay | talk.Relayed):
+            raise errors.PeerError("a frame that was passed on twice")
+        if opened.sender == self.me:
+            raise errors.PeerError("a message of our own, handed back")
+        return self._received(now, opened.sender, lane, opened.message, peer)
 
     def _lane(self, to: PeerId, lane: Lane) -> Lane | None:
         """The lane itself, or signalling while its own link is not up yet; None without any."""

@@ -21,6 +21,10 @@ REFRESH_S = 10.0
 """An attending client says so again, to every voter."""
 RETRY_S = 1.0
 """Between attempts while nobody answers."""
+REPEAT_S = 2.0
+"""Between repeats of what the log does not show yet. Shorter: more is sent in vain. Longer: a lost turn waits."""
+STOPS_MAX = 5
+"""Times that an Interrupt is repeated: the turn that it shall end may never have come to the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,17 @@ class Over:
 
 
 Item = Moved | Said | Ended | Refusal | Lost | Over
+Ask = messages.Message | messages.Interrupt | messages.Bye
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Something that was asked of the owner, until the log shows it."""
+
+    message: Ask
+    lane: Lane
+    left: float = float("inf")
+    """Times that it may be repeated."""
 
 
 class Attachment:
@@ -89,7 +104,9 @@ class Attachment:
         """Messages of older epochs, refused."""
         self.over = False
         self._turn: RequestId | None = None
-        self._outstanding: dict[RequestId, Message] = {}
+        self._asked: dict[tuple[type, bytes], _Asked] = {}
+        """A full queue may lose any of these while the link and the owner stand; ids make a repeat harmless."""
+        self._repeat_at = now
         self._heard_at = now
         self._asked_at = float("-inf")
         self._refreshed_at = now
@@ -106,19 +123,38 @@ class Attachment:
         return effects
 
     def say(self, now: float, message: Message) -> list[Effect]:
-        """A turn, kept until the log shows it."""
-        self._outstanding[message.request] = message
-        return [Send(self.host, Lane.MEDIA, message)] if self.host is not None else []
+        """A turn."""
+        if self.over:
+            return [Deliver(self.session, Refusal(message.request, 481, ("the session is over",)))]
+        return self._ask(now, message.request, _Asked(message, Lane.MEDIA))
 
-    def interrupt(self, request: RequestId) -> list[Effect]:
-        """Stop an answer."""
-        ask = messages.Interrupt(self.session, request)
-        return [Send(self.host, Lane.SIGNAL, ask)] if self.host is not None else []
+    def interrupt(self, now: float, request: RequestId) -> list[Effect]:
+        """Stop an answer, or a turn that waits."""
+        self._asked.pop((Message, request), None)
+        return self._ask(now, request, _Asked(messages.Interrupt(self.session, request), Lane.SIGNAL, STOPS_MAX))
 
-    def bye(self, reason: str) -> list[Effect]:
+    def bye(self, now: float, reason: str) -> list[Effect]:
         """End the session."""
-        ask = messages.Bye(self.session, reason)
-        return [Send(self.host, Lane.SIGNAL, ask)] if self.host is not None else []
+        return self._ask(now, b"", _Asked(messages.Bye(self.session, reason), Lane.SIGNAL))
+
+    def _ask(self, now: float, request: bytes, asked: _Asked) -> list[Effect]:
+        if self.over:
+            return []
+        if not self._asked:
+            self._repeat_at = now + REPEAT_S
+        self._asked[type(asked.message), request] = asked
+        return [Send(self.host, asked.lane, asked.message)] if self.host is not None else []
+
+    def _repeat(self, now: float) -> list[Effect]:
+        """All that the log does not show yet, in the order in which it was asked."""
+        self._repeat_at = now + REPEAT_S
+        if self.host is None:
+            return []
+        sends: list[Effect] = [Send(self.host, one.lane, one.message) for one in self._asked.values()]
+        for one in self._asked.values():
+            one.left -= 1
+        self._asked = {key: one for key, one in self._asked.items() if one.left > 0}
+        return sends
 
     # -------------------------------------------------------------------------------------------------------- messages
 
@@ -131,24 +167,24 @@ class Attachment:
             return []
         if notify.epoch == self.epoch and peer != self.host:
             raise errors.PeerError("two owners of one epoch")
+        changes = [log.change(of) for of in notify.entries]
         effects = self._follow(now, peer, notify.epoch) if notify.epoch > self.epoch else []
         self._heard_at, self._lost = now, False
         self._gone.clear()
-        for place, of in enumerate(notify.entries):
+        for place, change in enumerate(changes):
             if notify.after + place == self.last:
                 self.last += 1
-                effects += self._deliver(log.change(of))
+                effects += self._deliver(change)
         if self.last < notify.released and not self.over and now - self._asked_at > self.timers.heartbeat_s:
-            effects += self._ask(now, peer)
+            effects += self._subscribe(now, peer)
         return effects
 
     def _follow(self, now: float, host: PeerId, epoch: int) -> list[Effect]:
         """A new owner: tell it where we are, and what it may not know yet."""
         self.epoch, self.host = epoch, host
-        again = [Send(host, Lane.MEDIA, message) for message in self._outstanding.values()]
-        return [Deliver(self.session, Moved(epoch, host)), *self._ask(now, host), *again]
+        return [Deliver(self.session, Moved(epoch, host)), *self._subscribe(now, host), *self._repeat(now)]
 
-    def _ask(self, now: float, peer: PeerId) -> list[Effect]:
+    def _subscribe(self, now: float, peer: PeerId) -> list[Effect]:
         self._asked_at = now
         return [Send(peer, Lane.SIGNAL, messages.Subscribe(self.session, self.last))]
 
@@ -157,13 +193,15 @@ class Attachment:
         match change:
             case Turn(request, _, _):
                 self._turn = request
-                self._outstanding.pop(request, None)
+                self._asked.pop((Message, request), None)
             case Token() if self._turn is not None:
                 item = Said(self._turn, self.last, change)
             case End(reason) if self._turn is not None:
+                self._asked.pop((messages.Interrupt, self._turn), None)
                 item, self._turn = Ended(self._turn, reason), None
             case Closed(reason):
                 self.over = True
+                self._asked.clear()
                 item = Over(reason)
             case Opened() | _:
                 pass
@@ -171,9 +209,10 @@ class Attachment:
 
     def on_denied(self, peer: PeerId, denied: messages.Denied) -> list[Effect]:
         """A turn was refused."""
-        if peer != self.host or self._outstanding.pop(denied.request, None) is None:
+        if peer != self.host or self._asked.pop((Message, denied.request), None) is None:
             return []
-        return [Deliver(self.session, Refusal(denied.request, denied.status, denied.reasons))]
+        reasons = denied.reasons or ("no reason was given",)
+        return [Deliver(self.session, Refusal(denied.request, denied.status, reasons))]
 
     def on_gone(self, peer: PeerId) -> list[Effect]:
         """481 from a voter; from all of them, the session is over."""
@@ -190,10 +229,10 @@ class Attachment:
         """Ask again where nobody answers; say so when that has lasted too long."""
         if self.over:
             return []
+        effects = self._repeat(now) if self._asked and now >= self._repeat_at else []
         silent_s = now - self._heard_at
         if silent_s <= self.timers.lost_after_s:
-            return self.begin(now) if now >= self._refreshed_at + REFRESH_S else []
-        effects: list[Effect] = []
+            return effects + (self.begin(now) if now >= self._refreshed_at + REFRESH_S else [])
         if now >= self._asked_at + RETRY_S:
             effects += self.begin(now)
         if now >= self._lost_at and not self._lost:
@@ -204,7 +243,7 @@ class Attachment:
     @property
     def _lost_at(self) -> float:
         """The INVITE's time after a turn at the latest: an owner that lost its majority was heard for a lease more."""
-        return self._heard_at + self.timers.invite_s - self.timers.lease_s
+        return self._heard_at + max(self.timers.invite_s - self.timers.lease_s, self.timers.lost_after_s)
 
     @property
     def deadline(self) -> float:
@@ -213,4 +252,5 @@ class Attachment:
             return float("inf")
         silent_at = max(self._heard_at + self.timers.lost_after_s, self._asked_at + RETRY_S)
         lost_at = float("inf") if self._lost else self._lost_at
-        return min(silent_at, lost_at, self._refreshed_at + REFRESH_S) + 1e-3
+        repeat_at = self._repeat_at if self._asked else float("inf")
+        return min(silent_at, lost_at, repeat_at, self._refreshed_at + REFRESH_S) + 1e-3

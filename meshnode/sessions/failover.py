@@ -14,6 +14,7 @@ import enum
 import random
 from dataclasses import dataclass, field
 
+from meshnode import errors
 from meshnode.ids import PeerId
 from meshnode.sessions import timers
 from meshnode.sessions.messages import Entry, Promise
@@ -125,6 +126,8 @@ class Candidate:
         """Note a promise; False for one that says nothing new. `promise.after` may lie behind what is shown already."""
         if self.stage is not Stage.PREPARING or promise.epoch != self.epoch or not promise.granted:
             return False
+        if max([promise.last_epoch, *(of.epoch for of in promise.entries)]) >= self.epoch:
+            raise errors.PeerError("a promise that shows entries of an epoch that has not begun")
         shown = self._shown.setdefault(peer, _Shown(promise.last_epoch, promise.last_seq))
         offset = promise.after - self.after
         if offset < 0:  # this voter's log ends before ours is released: it has nothing that we lack
@@ -134,9 +137,10 @@ class Candidate:
         self._votes.add(peer)
         return True
 
-    def next_fetch(self) -> int:
-        """From where the best voter's log is still needed."""
+    def next_fetch(self, now: float) -> int:
+        """From where the best voter's log is still needed. Each piece gets its own time: a long log is no silence."""
         assert self.best is not None
+        self.due = now + timers.ELECTION_RETRY_S * (1 + self.rng.random())
         return self.after + len(self._shown[self.best].entries)
 
     def adopted(self) -> tuple[Entry, ...] | None:

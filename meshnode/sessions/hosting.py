@@ -9,6 +9,7 @@ from __future__ import annotations
 from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.machine import Effect, Restore, Ship, Step, Stepped
 from meshnode.ports import EngineCard, Sampling, Work
+from meshnode.sessions import messages
 from meshnode.sessions.messages import Change, End, Token
 from meshnode.sessions.transcript import Transcript
 from meshnode.snapshots import chain, sender
@@ -151,5 +152,6 @@ class Hosting:
         return self.pages.address(index - 1) if index else self._genesis
 
     def chain(self) -> tuple[Digest, ...]:
-        """Addresses of all sealed pages."""
-        return tuple(self.pages.address(index) for index in range(self.pages.page_count))
+        """Addresses of all sealed pages, as many as one offer may name."""
+        count = min(self.pages.page_count, messages.PAGES_MAX)
+        return tuple(self.pages.address(index) for index in range(count))

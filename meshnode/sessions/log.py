@@ -28,6 +28,8 @@ def change(of: Entry) -> Change:
     value = schema.unpack(parts[0], parts[1])
     if not isinstance(value, Change):
         raise errors.PeerError(f"{type(value).__name__} does not belong in a log")
+    if isinstance(value, messages.Turn) and not value.ids:
+        raise errors.PeerError("a turn without tokens")  # nothing to draw the next one from
     return value
 
 

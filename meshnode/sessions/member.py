@@ -36,6 +36,8 @@ class Contract:
     award: Award
     agent: PeerId
     manifest: Manifest
+    auctioneer: PeerId
+    """Who may take the award back while the agent has not acknowledged it."""
 
     @property
     def seats(self) -> tuple[Seat, ...]:
@@ -75,6 +77,8 @@ class Member:
             self._genesis = chain.genesis(card.model_digest, card.numeric_class, card.page_tokens)
             self.pages = receiver.Receiver(1, self._genesis, ahead_max=messages.PAGES_MAX)
         self.noted_evidence = False
+        self.revived = False
+        """Whether this member comes from the journal, and not from an award of this process's life."""
 
     def _rank(self) -> int | None:
         """Succession: replicas first, then the witness if it can host, the host of the award last."""
@@ -97,7 +101,9 @@ class Member:
             return []
         self.state = lifecycle.move(self.state, State.ACTIVE)
         self.heard_at = now
-        if self.voter.host != self.me or self.voter.epoch != 1:
+        # Epoch 1 is begun once. Whoever promised a later one since, or came back from a crash in which entries of its
+        # first life may have been lost here and not elsewhere, would write an epoch's entries a second time.
+        if self.voter.host != self.me or self.voter.promised != 1 or self.revived or self._card is None:
             return []
         self._load()
         return self._serve(now, 1)
@@ -140,6 +146,8 @@ class Member:
         effects: list[Effect] = [Unload(self.session)] if self.hosting is not None else []
         if self.serving is not None:
             effects.append(Note("deposed", self.session, f"epoch={self.serving.epoch}"))
+        if self.voter.host == self.me:
+            self.voter.host = None  # somebody has the higher epoch, and gets the time that any owner gets
         self.serving = self.hosting = None
         return effects
 
@@ -182,8 +190,12 @@ class Member:
 
     def on_prevote(self, peer: PeerId, ask: messages.PreVote) -> list[Effect]:
         """Remember the question; the answer comes with the evidence."""
-        if self.serving is not None or ask.epoch <= self.voter.promised:
+        if self.serving is not None:
             return []
+        if ask.epoch <= self.voter.promised:
+            # Without this a voter that missed a promise would ask for that epoch for ever.
+            known = messages.Promise(self.session, self.voter.promised, False, 0, 0, 0, ())
+            return [Send(peer, Lane.SIGNAL, known, self.session)]
         self._asked[peer] = ask.epoch
         return self._answer_prevotes() if self.noted_evidence else []
 
@@ -250,7 +262,7 @@ class Member:
                 return effects + self._decide(now)
             case Act.FETCH:
                 assert self.candidate.best is not None
-                return self._prepare((self.candidate.best,), self.candidate.next_fetch())
+                return self._prepare((self.candidate.best,), self.candidate.next_fetch(now))
             case Act.TAKE:
                 return self._take(now)
 
@@ -290,6 +302,18 @@ class Member:
 
     # ----------------------------------------------------------------------------------------------------------- pages
 
+    def admit_page(self, peer: PeerId, page_index: int, epoch: int) -> None:
+        """Raises PeerError for a page that must not be stored."""
+        if self.pages is None or self.serving is not None:
+            raise errors.PeerError("a page for a session that does not expect one")
+        self._check_owner(peer, epoch)
+        self.pages.admit(page_index, epoch)
+
+    def _check_owner(self, peer: PeerId, epoch: int) -> None:
+        """A later epoch than the one that was heard may be anybody's: a majority can do without this voter."""
+        if epoch < self.voter.promised or (epoch == self.voter.epoch and peer != self.voter.host):
+            raise errors.PeerError("pages from somebody who does not own the session")
+
     def page_stored(self, peer: PeerId, index: int, address: Digest, parent: Digest, epoch: int) -> list[Effect]:
         """A page of this session came to rest in the store."""
         if self.pages is None or self.serving is not None:
@@ -309,6 +333,7 @@ class Member:
         """A new owner names its chain: say how much of it is here."""
         if self._genesis is None:
             return []
+        self._check_owner(peer, offer.epoch)
         self.pages = receiver.Receiver(offer.epoch, self._genesis, ahead_max=messages.PAGES_MAX)
         for index, address in enumerate(offer.addresses):
             if address not in stored:
@@ -349,11 +374,20 @@ class Member:
     def finished(self, now: float) -> list[Effect] | None:
         """None while the session lives here; otherwise the last effects."""
         stillborn = self.state is State.PROCEEDING and now >= self.deadline
-        last = self.voter.log.changes[-1]
-        told = isinstance(last, messages.Closed) and self.voter.released == self.voter.log.last
-        over = self.serving.over(now) if self.serving is not None else told
+        over = self.serving.over(now) if self.serving is not None else self.closed
         if not stillborn and not over:
             return None
+        return self.drop(closed=over)
+
+    @property
+    def closed(self) -> bool:
+        """Whether a released entry ended the session. Owners that came after it left nothing but their openings."""
+        changes = self.voter.log.changes
+        last = next(seq for seq in range(len(changes), 0, -1) if not isinstance(changes[seq - 1], messages.Opened))
+        return isinstance(changes[last - 1], messages.Closed) and self.voter.released >= last
+
+    def drop(self, *, closed: bool) -> list[Effect]:
+        """The last effects."""
         self.state = lifecycle.move(self.state, State.TERMINATED)
-        dropped = records.pack(messages.Dropped(self.session))
+        dropped = records.pack(messages.Dropped(self.session, closed))
         return [Persist(self.session, dropped), Forget(self.session)]

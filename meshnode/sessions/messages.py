@@ -10,6 +10,7 @@ from meshnode.wire import schema
 from meshnode.wire.schema import Max
 
 TURN_CHARS_MAX = 1 << 17
+TURN_TOKENS_MAX = 1 << 16
 ENTRY_BYTES_MAX = 384 << 10
 ENTRIES_MAX = 256
 PAGES_MAX = 1 << 13
@@ -105,7 +106,7 @@ class Bye:
 @schema.message(38)
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """481: this node knows no such session."""
+    """481: this node knows no such session. To a voter: it was closed, by an entry that a majority has."""
 
     session: SessionId
 
@@ -230,7 +231,7 @@ class Turn:
     """A user turn as token ids, chat template included."""
 
     request: RequestId
-    ids: Annotated[tuple[Annotated[int, Max(1 << 24)], ...], Max(1 << 16)]
+    ids: Annotated[tuple[Annotated[int, Max(1 << 24)], ...], Max(TURN_TOKENS_MAX)]
     max_tokens: Annotated[int, Max(1 << 20)]
 
 
@@ -292,3 +293,5 @@ class Dropped:
     """The session is over here; only its name is kept."""
 
     session: SessionId
+    closed: bool
+    """A released entry ended it, for all voters: one that missed the end may be told so."""

@@ -7,14 +7,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 from meshnode import errors
-from meshnode.ids import Digest, PeerId, SessionId
+from meshnode.ids import Digest, PeerId, RequestId, SessionId
 from meshnode.machine import (
     Durable,
     Effect,
     Encoded,
     Evicted,
     Faulted,
-    Forget,
     Note,
     PageFailed,
     PageStored,
@@ -44,6 +43,7 @@ FromVoter = (
     | messages.Promise
     | messages.PageOffer
     | messages.PageAck
+    | messages.Gone
 )
 FromAgent = messages.Ack | messages.Subscribe | messages.Message | messages.Interrupt | messages.Bye
 FromHands = Durable | Encoded | Stepped | Restored | Faulted | PageStored | PageFailed | Evicted
@@ -59,7 +59,8 @@ class Registry:
         self.members: dict[SessionId, Member] = {}
         self.stored: dict[SessionId, set[Digest]] = {}
         """Pages in this node's store."""
-        self._over: OrderedDict[SessionId, None] = OrderedDict()
+        self._over: OrderedDict[SessionId, bool] = OrderedDict()
+        """Sessions that ended here; whether they were closed for all."""
 
     # ------------------------------------------------------------------------------------------------- birth and replay
 
@@ -69,7 +70,9 @@ class Registry:
         known = self.members.get(session)
         if session in self._over:
             return [], "this session is over here"
-        if known is not None and (known.state is not State.PROCEEDING or known.contract.agent != contract.agent):
+        if known is not None and known.contract == contract:
+            return [], ""  # the same paper twice; a member made anew would forget what it promised
+        if known is not None and not _replaceable(known, contract):
             return [], "a session of this name lives here already"
         if known is None and len(self.members) >= SESSIONS_MAX:
             return [], f"this node has a part in {SESSIONS_MAX} sessions already"
@@ -92,7 +95,7 @@ class Registry:
             record = records.unpack(data)
             if isinstance(record, messages.Dropped):
                 voters.pop(record.session, None)
-                self._bury(record.session)
+                self._bury(record.session, closed=record.closed)
                 continue
             self._over.pop(record.session, None)
             if isinstance(record, messages.Appended) and record.prev_seq == 0:
@@ -104,34 +107,35 @@ class Registry:
                 raise errors.StoreError(f"the journal does not fit together: {error}") from error
         for session, voter in voters.items():
             if voter.log.last:
-                self._revive(now, session, voter)
+                try:
+                    self._revive(now, session, voter)
+                except errors.PeerError as error:
+                    raise errors.StoreError(f"the journal holds an award that cannot be read: {error}") from error
         self.stored = {session: set(known) for session, known in pages.items() if session in self.members}
 
     def _revive(self, now: float, session: SessionId, voter: Voter) -> None:
         birth = voter.log.changes[0]
-        assert isinstance(birth, messages.Birth)
+        if not isinstance(birth, messages.Birth):
+            raise errors.PeerError("the first entry is no award")
         contract = contract_of(birth.award)
         hosts = [change.host for change in voter.log.changes if isinstance(change, messages.Opened)]
         first = next(seat.peer for seat in contract.seats if seat.role == "host")
         voter.host = hosts[-1] if hosts else first
         self.members[session] = self._member(now, contract, voter)
+        self.members[session].revived = True
 
     def snapshot(self) -> list[tuple[SessionId, bytes]]:
         """The records that say all that is still needed: what a compacted journal holds."""
-        out: list[tuple[SessionId, bytes]] = []
+        found: list[records.Record] = [messages.Dropped(session, closed) for session, closed in self._over.items()]
         for session, member in self.members.items():
             voter = member.voter
-            at = 0
-            while at < voter.log.last:
-                entries = voter.log.after(at)
-                out.append((session, records.pack(messages.Appended(session, at, entries, voter.released))))
-                at += len(entries)
+            found += voter.appended(0)
             if voter.candidate is not None:
-                out.append((session, records.pack(messages.Promised(session, voter.promised, voter.candidate))))
-        return out
+                found.append(messages.Promised(session, voter.promised, voter.candidate))
+        return [(record.session, records.pack(record)) for record in found]
 
-    def _bury(self, session: SessionId) -> None:
-        self._over[session] = None
+    def _bury(self, session: SessionId, *, closed: bool) -> None:
+        self._over[session] = closed
         while len(self._over) > TOMBSTONES_MAX:
             self._over.popitem(last=False)
 
@@ -141,7 +145,8 @@ class Registry:
         """Another voter speaks. Raises PeerError if it has no seat."""
         member = self.members.get(message.session)
         if member is None:
-            return []
+            told = self._over.get(message.session, False) and not isinstance(message, messages.Gone)
+            return [Send(peer, Lane.SIGNAL, messages.Gone(message.session))] if told else []
         if peer not in member.others:
             raise errors.PeerError("a voter's message from a peer that has no seat")
         match message:
@@ -161,11 +166,26 @@ class Registry:
                 return member.on_page_offer(peer, message, frozenset(self.stored.get(message.session, ())))
             case messages.PageAck():
                 return member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
+            case messages.Gone():
+                return self._missed_the_end(member)
+
+    def _missed_the_end(self, member: Member) -> list[Effect]:
+        """It was closed while this voter was away. Believed only by one that looks for an owner, and finds none."""
+        if member.serving is not None or not member.noted_evidence:
+            return []
+        return self._remove(member, member.drop(closed=True), closed=True)
+
+    def _remove(self, member: Member, effects: list[Effect], *, closed: bool) -> list[Effect]:
+        del self.members[member.session]
+        self.stored.pop(member.session, None)
+        self._bury(member.session, closed=closed)
+        return effects
 
     def _replicated(self, now: float, member: Member, peer: PeerId, reply: messages.Replicated) -> list[Effect]:
         if member.serving is None:
             return []
         if reply.epoch > member.serving.epoch:
+            member.candidate.outbid(reply.epoch)
             return member.depose(now)
         return member.serving.on_replicated(now, peer, reply)
 
@@ -223,9 +243,9 @@ class Registry:
     def admits(self, peer: PeerId, session: SessionId, page_index: int, epoch: int) -> None:
         """Raises PeerError for a page that must not be stored."""
         member = self.members.get(session)
-        if member is None or peer not in member.others or member.pages is None or member.serving is not None:
+        if member is None or peer not in member.others:
             raise errors.PeerError("a page for a session that does not expect one")
-        member.pages.admit(page_index, epoch)
+        member.admit_page(peer, page_index, epoch)
 
     def severed_from(self, now: float, peer: PeerId) -> list[Effect]:
         """The mesh has evidence that a peer is gone."""
@@ -236,27 +256,25 @@ class Registry:
         serving = [one.serving for one in self.members.values() if one.serving is not None and peer in one.others]
         return [effect for one in serving for effect in one.relinked(now, peer)]
 
-    def release(self, now: float, session: SessionId) -> list[Effect]:
-        """The auctioneer takes an award back."""
+    def release(self, peer: PeerId, auction: RequestId, session: SessionId) -> list[Effect]:
+        """The auctioneer takes its award back. Raises PeerError for anybody else."""
         member = self.members.get(session)
-        if member is None or member.state is not State.PROCEEDING:
+        if member is None or member.state is not State.PROCEEDING or member.contract.award.auction != auction:
             return []
-        del self.members[session]
-        return [Persist(session, records.pack(messages.Dropped(session))), Forget(session)]
+        if peer != member.contract.auctioneer:
+            raise errors.PeerError("a release from somebody who did not award this session")
+        return self._remove(member, member.drop(closed=False), closed=False)
 
     # ------------------------------------------------------------------------------------------------------------- time
 
     def tick(self, now: float) -> list[Effect]:
         """Whatever time makes due, and farewell to what is over."""
         effects: list[Effect] = []
-        for session, member in list(self.members.items()):
+        for member in list(self.members.values()):
             effects += member.tick(now)
             last = member.finished(now)
             if last is not None:
-                effects += last
-                del self.members[session]
-                self.stored.pop(session, None)
-                self._bury(session)
+                effects += self._remove(member, last, closed=member.closed)
         return effects
 
     @property
@@ -267,9 +285,15 @@ class Registry:
 
 def contract_of(sealed: bytes) -> Contract:
     """What a signed award says. Raises PeerError."""
-    _, award = envelope.expect(sealed, Award)
+    auctioneer, award = envelope.expect(sealed, Award)
     agent, invitation = envelope.expect(award.invitation, Invitation)
-    return Contract(award, agent, invitation.manifest)
+    return Contract(award, agent, invitation.manifest, auctioneer)
+
+
+def _replaceable(known: Member, contract: Contract) -> bool:
+    """Whether another award of the same agent may take the place of one that nobody has acted upon."""
+    untouched = known.state is State.PROCEEDING and known.voter.promised == 1
+    return untouched and known.contract.agent == contract.agent
 
 
 def _again(known: Voter | None, session: SessionId) -> Voter:

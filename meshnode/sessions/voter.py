@@ -57,16 +57,24 @@ class Voter:
 
     def on_replicate(self, owner: PeerId, ask: Replicate) -> tuple[list[Record], Replicated]:
         """Accept entries, or say from where to send again. Raises PeerError for what no correct owner sends."""
-        if ask.epoch < self.promised or (ask.epoch == self.promised and owner != self.candidate):
+        if ask.epoch < self.promised:
             return [], Replicated(self.session, self.promised, 0, False, ask.stamp_us)
+        # The epoch may have been promised to another, who then found no majority: its owner is whoever writes in it.
+        if ask.epoch == self.epoch and owner != self.host:
+            raise errors.PeerError("two owners of one epoch")
+        if any(of.epoch > ask.epoch for of in ask.entries):
+            raise errors.PeerError("entries of an epoch that has not begun")
+        agrees = self.log.agrees(ask.prev_seq, ask.prev_hash)
+        if not agrees and ask.prev_seq <= self.released:
+            raise errors.PeerError("an owner's log lacks what was released")
+        # A PeerError leaves no trace: a promise in memory alone would later be repeated as if it were durable.
+        accepted = self._accept(ask.prev_seq, ask.entries) if agrees else []
         records = self.promise(ask.epoch, owner) if ask.epoch > self.promised else []
         self.epoch, self.host = ask.epoch, owner
-        if not self.log.agrees(ask.prev_seq, ask.prev_hash):
-            if ask.prev_seq <= self.released:
-                raise errors.PeerError("an owner's log lacks what was released")
+        if not agrees:
             hint = self.log.last if ask.prev_seq > self.log.last else self.released
             return records, Replicated(self.session, ask.epoch, hint, False, ask.stamp_us)
-        records += self._accept(ask.prev_seq, ask.entries)
+        records += accepted
         matched = ask.prev_seq + len(ask.entries)
         self.released = max(self.released, min(ask.released, matched))
         return records, Replicated(self.session, ask.epoch, matched, True, ask.stamp_us)
@@ -88,10 +96,19 @@ class Voter:
         """Take over the log of a majority's best voter behind a released position."""
         assert after >= self.released
         at, new = self.log.merge(after, entries)
-        if not new and self.log.last > after + len(entries):
+        if not new:
             self.log.cut(after + len(entries))
-            at = self.log.last
-        return [Appended(self.session, at, tuple(new), self.released)]
+            return [Appended(self.session, self.log.last, (), self.released)]
+        return self.appended(at)
+
+    def appended(self, seq: int) -> list[Record]:
+        """Everything after `seq` as records, none of them larger than one may be read back."""
+        records: list[Record] = []
+        while seq < self.log.last:
+            entries = self.log.after(seq)
+            records.append(Appended(self.session, seq, entries, self.released))
+            seq += len(entries)
+        return records
 
     def replay(self, record: Record) -> None:
         """Do again what the journal says was done. Raises PeerError for a record that cannot follow the last one."""
