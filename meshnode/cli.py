@@ -36,8 +36,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(demo_app, name="demo")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Data = Annotated[str, typer.Option("--data", help="Data folder; the default is your user's.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]

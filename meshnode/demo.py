@@ -18,7 +18,7 @@ from meshnode import client, cluster, errors, failover, ids, manifest
 PROMPT = "Explain to a curious child, step by step, how a telephone call is handed over from one cell to the next."
 SETTINGS = ("--memory-mib", "512", "--threads", "2")
 
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run(prompt: str, max_tokens: int, as_json: bool) -> int:

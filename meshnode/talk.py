@@ -14,8 +14,8 @@ from rich.console import Console
 from meshnode import client, errors, ids, manifest
 from meshnode.sessions.attach import Lost, Moved
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run(
