@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from meshnode import __version__, config, control, errors
 
@@ -36,7 +37,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(demo_app, name="demo")
 
-out = Console(highlight=False, soft_wrap=True)
+# Lines are never broken: people copy them. A pipe has no width, and a cut id is no id.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 250)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Data = Annotated[str, typer.Option("--data", help="Data folder; the default is your user's.", show_default=False)]
@@ -243,11 +245,9 @@ def status(
             live.update(_status(control.ask(folder, {"do": "status"})))
 
 
-def _status(found: dict[str, Any]) -> Table:
+def _status(found: dict[str, Any]) -> Group:
     table = Table.grid(padding=(0, 2))
     table.add_row("node", f"[bold]{found['name'] or '-'}[/bold] {found['id']}")
-    for address in found["addresses"]:
-        table.add_row("join", f"meshnode up --join {address}")
     model = f"{found['model']} ({found['numeric_class']})" if found["model"] else "hosts nothing"
     table.add_row("serves", f"{model}, {found['memory_free_mib']} MiB of KV free, up {found['up_s']:.0f} s")
     alive = sum(peer["alive"] for peer in found["peers"])
@@ -257,7 +257,8 @@ def _status(found: dict[str, Any]) -> Table:
     for note in found["notes"][-6:]:
         session = f" {note['session'][:8]}" if note["session"] else ""
         table.add_row(f"[dim]{note['age_s']:.0f} s ago[/dim]", f"[dim]{note['what']}{session} {note['detail']}[/dim]")
-    return table
+    joins = [f"others join with: meshnode up --join {address}" for address in found["addresses"]]
+    return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in joins))
 
 
 @app.command()
