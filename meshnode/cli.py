@@ -19,11 +19,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 
-from meshnode import __version__, config, control, errors
+from meshnode import __version__, config, control, errors, shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,9 +34,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(demo_app, name="demo")
 
-# Lines are never broken: people copy them. A pipe has no width, and a cut id is no id.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 250)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out, err = shown.out, shown.err
 
 Data = Annotated[str, typer.Option("--data", help="Data folder; the default is your user's.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
@@ -136,16 +131,16 @@ def up(
 
     from meshnode import node
 
-    shown = _Progress(plain)
+    progress = shown.Progress(plain)
 
     async def until_signalled() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_signalled, nursery.cancel_scope)
-            await node.run(settings, on_up=shown.up, progress=shown.step, join_out=join_out)
+            await node.run(settings, on_up=progress.up, progress=progress.step, join_out=join_out)
             nursery.cancel_scope.cancel()
 
     trio.run(until_signalled)
-    shown.line("stopped")
+    progress.line("stopped")
 
 
 async def _signalled(scope: Any) -> None:
@@ -154,39 +149,6 @@ async def _signalled(scope: Any) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             scope.cancel()
-
-
-class _Progress:
-    """What `up` prints while it starts."""
-
-    def __init__(self, plain: bool) -> None:
-        self.plain = plain or not out.is_terminal
-        self._last = (0.0, "")
-
-    def line(self, text: str) -> None:
-        """One line."""
-        print(text, flush=True) if self.plain else out.print(text)
-
-    def step(self, what: str, done: int, of: int) -> None:
-        """A step, or how far a download is; called from threads."""
-        now, said = time.monotonic(), self._last[1]
-        if what == said and done < of and now - self._last[0] < (5.0 if self.plain else 0.1):
-            return
-        self._last = (now, what)
-        share = f" {done / 1e6:.0f} of {of / 1e6:.0f} MB" if of else ""
-        if self.plain or not of:
-            self.line(f"{what}{share}")
-        else:
-            out.print(f"{what}{share}", end="\n" if done >= of else "\r")
-
-    def up(self, node_up: Any) -> None:
-        """The node runs."""
-        serves = f"serves {node_up.model}" if node_up.model else "introduces peers, hosts nothing"
-        self.line(f"up: {node_up.id}, {serves}")
-        for address in node_up.addresses:
-            self.line(f"  others join with: meshnode up --join {address}")
-        if not self.plain:
-            out.print("[dim]  talk: meshnode chat   look: meshnode status   stop: Ctrl-C or meshnode down[/dim]")
 
 
 def _detach(folder: Path) -> None:
@@ -235,30 +197,14 @@ def status(
     folder = _folder(data)
     if not watch:
         found = control.ask(folder, {"do": "status"})
-        print(json.dumps(found)) if as_json else out.print(_status(found))
+        print(json.dumps(found)) if as_json else out.print(shown.status(found))
         return
     from rich.live import Live
 
-    with Live(_status(control.ask(folder, {"do": "status"})), console=out, refresh_per_second=4) as live:
+    with Live(shown.status(control.ask(folder, {"do": "status"})), console=out, refresh_per_second=4) as live:
         while True:
             time.sleep(1.0)
-            live.update(_status(control.ask(folder, {"do": "status"})))
-
-
-def _status(found: dict[str, Any]) -> Group:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("node", f"[bold]{found['name'] or '-'}[/bold] {found['id']}")
-    model = f"{found['model']} ({found['numeric_class']})" if found["model"] else "hosts nothing"
-    table.add_row("serves", f"{model}, {found['memory_free_mib']} MiB of KV free, up {found['up_s']:.0f} s")
-    alive = sum(peer["alive"] for peer in found["peers"])
-    table.add_row("mesh", f"{alive} of {len(found['peers'])} peers heard; {found['failover']}")
-    hosted = sum(session["hosting"] for session in found["sessions"])
-    table.add_row("sessions", f"{len(found['sessions'])}, of which {hosted} run here")
-    for note in found["notes"][-6:]:
-        session = f" {note['session'][:8]}" if note["session"] else ""
-        table.add_row(f"[dim]{note['age_s']:.0f} s ago[/dim]", f"[dim]{note['what']}{session} {note['detail']}[/dim]")
-    joins = [f"others join with: meshnode up --join {address}" for address in found["addresses"]]
-    return Group(table, *(Text(line, no_wrap=True, overflow="ignore") for line in joins))
+            live.update(shown.status(control.ask(folder, {"do": "status"})))
 
 
 @app.command()
@@ -269,19 +215,7 @@ def peers(data: Data = "", as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"peers": found}))
         return
-    table = Table(box=None, header_style="dim")
-    for title in ("name", "id", "zone", "heard", "rtt", "model", "sessions", "KV free"):
-        table.add_column(title, no_wrap=title == "id")
-    for peer in found:
-        rtt = "-" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms"
-        load = f"{peer['sessions']}/{peer['sessions_max']}" if peer["host"] else "-"
-        heard = "[green]yes[/green]" if peer["alive"] else "[red]no[/red]"
-        models = ", ".join(peer["models"]) or "-"
-        table.add_row(
-            peer["name"] or "-", peer["id"], peer["zone"] or "-", heard, rtt, models, load,
-            f"{peer['memory_free_mib']} MiB" if peer["host"] else "-",
-        )  # fmt: skip
-    out.print(table if found else "no peers yet; others join with the line that `meshnode status` prints")
+    out.print(shown.peers(found) if found else "no peers yet; others join with the line that `meshnode status` prints")
 
 
 @sessions_app.command("ps")
@@ -292,17 +226,7 @@ def sessions_ps(data: Data = "", as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"sessions": found}))
         return
-    table = Table(box=None, header_style="dim")
-    for title in ("session", "kind", "state", "here", "host", "epoch", "released", "tokens", "pages"):
-        table.add_column(title)
-    for row in found:
-        here = "[bold]host[/bold]" if row["hosting"] else row["role"] if row["role"] != "host" else "voter"
-        pages = row["pages_sealed"] if row["hosting"] else row["pages_stored"]
-        table.add_row(
-            row["id"][:8], row["kind"], row["state"], here, (row["host"] or "-")[-6:], str(row["epoch"]),
-            str(row["released_seq"]), str(row["tokens"]), str(pages),
-        )  # fmt: skip
-    out.print(table if found else "no sessions here; `meshnode chat` opens one")
+    out.print(shown.sessions(found) if found else "no sessions here; `meshnode chat` opens one")
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -329,15 +253,7 @@ def models_list(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"models": rows}))
         return
-    table = Table(box=None, header_style="dim")
-    for title in ("model", "here", "download", "license", "digest"):
-        table.add_column(title)
-    for row in rows:
-        place = "[green]yes[/green]" if row["here"] else f"no (meshnode models pull {row['name']})"
-        table.add_row(
-            str(row["name"]), place, f"{row['download_mb']} MB", str(row["license"]), str(row["digest"] or "-")
-        )
-    out.print(table)
+    out.print(shown.models(rows))
 
 
 @models_app.command("pull")
@@ -347,8 +263,8 @@ def models_pull(name: Annotated[str, typer.Argument()] = config.Node().model) ->
     from meshnode import node
     from meshnode.models import store
 
-    shown = _Progress(False)
-    model = store.Models(node.models_folder()).pull(name, functools.partial(shown.step, f"fetching {name}"))
+    progress = shown.Progress(False)
+    model = store.Models(node.models_folder()).pull(name, functools.partial(progress.step, f"fetching {name}"))
     out.print(f"{model.name} is here: {model.digest.hex()}")
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 
 import trio
-from rich.console import Console
 from rich.table import Table
 
-from meshnode import client, cluster, errors, failover, ids, manifest
+from meshnode import client, cluster, errors, failover, ids, manifest, shown
 
 PROMPT = "Explain to a curious child, step by step, how a telephone call is handed over from one cell to the next."
 SETTINGS = ("--memory-mib", "512", "--threads", "2")
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = shown.err
 
 
 def run(prompt: str, max_tokens: int, as_json: bool) -> int:

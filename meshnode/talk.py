@@ -9,13 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import trio
-from rich.console import Console
 
-from meshnode import client, errors, ids, manifest
+from meshnode import client, errors, ids, manifest, shown
 from meshnode.sessions.attach import Lost, Moved
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out, err = shown.out, shown.err
 
 
 def run(
