@@ -7,6 +7,7 @@ nothing about being alive: that is what `heard` is for.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from meshnode import errors
@@ -39,6 +40,8 @@ class Directory:
     def __init__(self, me: PeerId) -> None:
         self.me = me
         self.members: dict[PeerId, Member] = {}
+        self._expired: OrderedDict[PeerId, int] = OrderedDict()
+        """Versions that ran out here: a copy of one, kept by somebody else, is no news and no longer life."""
 
     def learn(self, now: float, sealed: bytes) -> PeerId | None:
         """Take an advert in; the peer if it was news. Raises PeerError for what is no advert, or a full directory."""
@@ -47,6 +50,8 @@ class Directory:
             return None
         known = self.members.get(peer)
         if known is not None and known.advert.version >= advert.version:
+            return None
+        if self._expired.get(peer, -1) >= advert.version:
             return None
         if known is None and len(self.members) >= MEMBERS_MAX:
             raise errors.PeerError(f"the directory holds {MEMBERS_MAX} members already")
@@ -70,7 +75,10 @@ class Directory:
         """Forget whose advert ran out; who."""
         gone = [peer for peer, member in self.members.items() if member.expires_at <= now]
         for peer in gone:
-            del self.members[peer]
+            self._expired[peer] = self.members.pop(peer).advert.version
+            self._expired.move_to_end(peer)
+        while len(self._expired) > MEMBERS_MAX:
+            self._expired.popitem(last=False)
         return gone
 
     def alive(self, now: float) -> list[PeerId]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from meshnode import ids
+from meshnode import errors, ids
 from meshnode.config import Node
 from meshnode.gossip.directory import Directory
 from meshnode.gossip.messages import Advert, EngineOffer, Ping, Pong, Publish
@@ -34,6 +34,8 @@ HUNG_AFTER_S = 15.0
 """A link that was silent so long is hung up: its peer is stopped, not dead; a new link will show when it is back."""
 SPARE_GATEWAYS = 2
 """Members that an agent keeps a link to beside those it needs, in case its gateway goes."""
+PUBLISH_MAX = 64
+"""Adverts in one message. Strangers' adverts take up to 8 KiB each, and a frame of this lane 1 MiB."""
 LANES = (Lane.SIGNAL, Lane.MEDIA, Lane.BULK)
 
 
@@ -92,12 +94,17 @@ class Mesh:
     # ---------------------------------------------------------------------------------------------------------- links
 
     def introduced(self, now: float, addresses: tuple[str, ...]) -> list[Effect]:
-        """Bootstrap peers. Raises PeerError for an address without a peer id."""
+        """Bootstrap peers. An address without a peer id (a join file may hold anything) is noted, the others count."""
+        notes: list[Effect] = []
         for address in addresses:
-            peer = ids.peer_from_text(address.rpartition("/p2p/")[2])
+            try:
+                peer = ids.peer_from_text(address.rpartition("/p2p/")[2])
+            except errors.PeerError as error:
+                notes.append(Note("no bootstrap address", None, f"{address[:80]}: {error}"))
+                continue
             if peer != self.me and address not in self._bootstrap.get(peer, ()):
                 self._bootstrap[peer] = (*self._bootstrap.get(peer, ()), address)
-        return self._dials(now)
+        return [*notes, *self._dials(now)]
 
     def link_up(self, now: float, event: LinkUp) -> list[Effect]:
         """A lane to a peer stands."""
@@ -107,13 +114,15 @@ class Mesh:
         self.heard(now, event.peer)
         if event.lane is not Lane.SIGNAL:
             return []
-        sealed = tuple(member.sealed for member in self.directory.members.values())[:200]
-        publish = Publish((self._advert(now), *sealed))
-        return [*([] if self.agent else [Send(event.peer, Lane.SIGNAL, publish)]), *self._dials(now)]
+        told = [] if self.agent else [self._advert(now), *(one.sealed for one in self.directory.members.values())]
+        batches = [tuple(told[at : at + PUBLISH_MAX]) for at in range(0, len(told), PUBLISH_MAX)]
+        return [*(Send(event.peer, Lane.SIGNAL, Publish(batch)) for batch in batches), *self._dials(now)]
 
     def link_down(self, now: float, event: LinkDown) -> list[Effect]:
         """A lane broke: dial again at once, for the evidence if not for the link."""
         self.links.discard((event.peer, event.lane))
+        if not self._any_link(event.peer):
+            self._heard.pop(event.peer, None)
         if not self._wanted(event.peer):
             return []
         self._severed.add(event.peer)
@@ -126,6 +135,9 @@ class Mesh:
         attempt.at = now + attempt.pause_s * (0.5 + self.rng.random())
         attempt.pause_s = min(REDIAL_S[1], attempt.pause_s * 2)
         return event.peer in self._severed and (event.peer, Lane.SIGNAL) not in self.links
+
+    def _any_link(self, peer: PeerId) -> bool:
+        return any((peer, lane) in self.links for lane in LANES)
 
     def linked(self, peer: PeerId, lane: Lane) -> bool:
         """Whether a frame of this lane can go to the peer directly."""
@@ -218,9 +230,21 @@ class Mesh:
         )
 
     def on_publish(self, now: float, peer: PeerId, publish: Publish) -> list[Effect]:
-        """Learn, and pass on what was news. Raises PeerError for an advert that does not hold."""
+        """Learn, and pass on what was news. Raises PeerError if nothing was and an advert does not hold: one that does
+        not takes no other with it."""
         strange = peer not in self.directory.members
-        news = [(who, sealed) for sealed in publish.adverts if (who := self.directory.learn(now, sealed)) is not None]
+        news: list[tuple[PeerId, bytes]] = []
+        faults: list[errors.PeerError] = []
+        for sealed in publish.adverts:
+            try:
+                who = self.directory.learn(now, sealed)
+            except errors.PeerError as fault:
+                faults.append(fault)
+                continue
+            if who is not None:
+                news.append((who, sealed))
+        if not news and faults:
+            raise faults[0]
         if not news:
             return []
         self.heard(now, peer)
@@ -238,8 +262,9 @@ class Mesh:
     # ------------------------------------------------------------------------------------------------------ heartbeats
 
     def heard(self, now: float, peer: PeerId) -> None:
-        """Any frame is a sign of life."""
-        self._heard[peer] = now
+        """Any frame is a sign of life. Of peers without a link nothing is kept: their number has no bound."""
+        if self._any_link(peer):
+            self._heard[peer] = now
         self.directory.heard(now, peer)
 
     def on_ping(self, peer: PeerId, ping: Ping) -> list[Effect]:
@@ -261,8 +286,15 @@ class Mesh:
             ping = Ping(max(0, int(now * 1e6)))
             effects += [Send(peer, Lane.SIGNAL, ping) for peer in self._linked_members()]
             effects += self._hung(now)
-        effects += [Note("advert expired", None, ids.peer_short(peer)) for peer in self.directory.expire(now)]
-        return effects + self._republish(now)
+        return effects + self._expire(now) + self._republish(now)
+
+    def _expire(self, now: float) -> list[Effect]:
+        gone = self.directory.expire(now)
+        for peer in set(gone) - self._targets():
+            self._severed.discard(peer)
+            for lane in LANES:
+                self._tries.pop((peer, lane), None)
+        return [Note("advert expired", None, ids.peer_short(peer)) for peer in gone]
 
     def _hung(self, now: float) -> list[Effect]:
         hung = [peer for peer in self._linked_members() if now - self._heard.get(peer, now) > HUNG_AFTER_S]
