@@ -157,7 +157,11 @@ class Auction:
     def _why(self, ceiling_s: float) -> tuple[str, ...]:
         if not self.bids:
             return ("no node answered the offer; `meshnode peers` shows who is there",)
-        reasons = Counter(reason for peer in self._standing() for reason in self._host_refusals(peer, ceiling_s))
+        standing = self._standing()
+        reasons = Counter(reason for peer in standing for reason in self._host_refusals(peer, ceiling_s))
+        seen = {(peer, reason) for peer in standing for reason in self.bids[peer].bid.host_refusals}
+        votes = ((peer, reason) for peer in standing for reason in self.bids[peer].bid.vote_refusals)
+        reasons.update(reason for peer, reason in votes if (peer, reason) not in seen)
         reasons.update(self._excluded.values())
         return tuple(f"{reason} ({count} of {len(self.bids)} nodes)" for reason, count in reasons.most_common(32))
 
@@ -172,6 +176,8 @@ class Auction:
     def on_confirm(self, peer: PeerId, attempt: int, refusals: tuple[str, ...]) -> bool | None:
         """True: all seats are taken. False: one was refused. None: wait."""
         if self.phase is not Phase.CONFIRMING or attempt != self.attempt or self.plan is None:
+            return None
+        if peer not in dict(self.plan.seats):
             return None
         if refusals:
             self._excluded[peer] = refusals[0]

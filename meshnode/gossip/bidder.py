@@ -40,13 +40,16 @@ class Bidder:
         """What decides the bits of this node's tokens."""
         return f"{self.card.model_digest.hex()[:32]} {self.card.numeric_class}"[:128] if self.card is not None else ""
 
-    def free_bytes(self, now: float) -> int:
-        """KV memory that nobody was promised."""
-        held = sum(hold.memory_bytes for hold in self._holds.values() if hold.until > now)
-        return max(0, self.memory_bytes - held - sum(self.hosted.values()))
+    def free_bytes(self, now: float, auction: RequestId | None = None, session: SessionId | None = None) -> int:
+        """KV memory that nobody was promised, but for this auction or this session."""
+        held = sum(hold.memory_bytes for key, hold in self._holds.items() if hold.until > now and key != auction)
+        taken = sum(needed for key, needed in self.hosted.items() if key != session)
+        return max(0, self.memory_bytes - held - taken)
 
-    def host_refusals(self, now: float, manifest: Manifest) -> list[str]:
-        """Why this session cannot run here."""
+    def host_refusals(
+        self, now: float, manifest: Manifest, auction: RequestId | None = None, session: SessionId | None = None
+    ) -> list[str]:
+        """Why this session cannot run here. What is reserved for this auction already does not stand against it."""
         card = self.card
         if not self.config.host or card is None:
             return ["this node hosts no sessions (host = false)"]
@@ -60,9 +63,9 @@ class Bidder:
             reasons.append(f"placement.numeric_class: {wants.numeric_class!r} asked, {card.numeric_class!r} served")
         if manifest.characteristics.context_tokens > card.context_tokens_max:
             reasons.append(f"characteristics.context_tokens: {card.context_tokens_max} at most with {card.model}")
-        if len(self.hosted) >= self.config.sessions_max:
+        if len(self.hosted.keys() - {session}) >= self.config.sessions_max:
             reasons.append(f"all {self.config.sessions_max} places are taken; try again later")
-        needed, free = self.needs_bytes(manifest) + wants.memory_bytes_min, self.free_bytes(now)
+        needed, free = self.needs_bytes(manifest) + wants.memory_bytes_min, self.free_bytes(now, auction, session)
         if needed > free:
             reasons.append(f"memory: {needed >> 20} MiB of KV needed, {free >> 20} MiB free")
         return reasons
@@ -92,11 +95,6 @@ class Bidder:
         self._holds = {key: hold for key, hold in self._holds.items() if hold.until > now}
         if len(self._holds) < RESERVATIONS_MAX:
             self._holds[auction] = _Hold(self.needs_bytes(manifest), until)
-
-    def held(self, now: float, auction: RequestId) -> bool:
-        """Whether the reservation of this auction still stands."""
-        hold = self._holds.get(auction)
-        return hold is not None and hold.until > now
 
     def release(self, auction: RequestId) -> None:
         """The bid lost, or became a session."""

@@ -21,6 +21,7 @@ from meshnode.wire import envelope
 from meshnode.wire.award import Award, Invitation, Seat
 
 AUCTIONS_MAX = 64
+ROLES = {"host", "replica", "witness"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +167,9 @@ class Placing:
         """Bid, with a reservation if this node could host."""
         invitation = envelope.expect(offer.invitation, Invitation)[1]
         wants = invitation.manifest
-        host = self.bidder.host_refusals(now, wants)
-        vote = self.bidder.vote_refusals(wants)
+        broken = manifest.problems(wants)  # the auctioneer should have said so; it may be nobody's auctioneer
+        host = broken or self.bidder.host_refusals(now, wants, offer.auction)
+        vote = broken or self.bidder.vote_refusals(wants)
         if not host:
             until = now + windows[wants.characteristics.kind].reserve_s
             self.bidder.hold(now, offer.auction, wants, until)
@@ -189,6 +191,10 @@ class Placing:
             raise errors.PeerError("an award that seats this node not once, or not one host")
         if invitation.session != award.session or len(award.seats) % 2 == 0:
             raise errors.PeerError("an award for another session, or with an even number of voters")
+        if not {seat.role for seat in award.seats} <= ROLES:
+            raise errors.PeerError("an award of a role that nobody plays")
+        if manifest.problems(invitation.manifest):
+            raise errors.PeerError("an award whose manifest breaks its bounds")
         refusals = self._seat_refusals(now, award, invitation.manifest, roles[0])
         if refusals:
             confirm = Confirm(award.auction, award.session, award.attempt, _words(refusals))
@@ -196,11 +202,11 @@ class Placing:
         return [], Seated(award, awarded.award, agent, invitation.manifest, roles[0])
 
     def _seat_refusals(self, now: float, award: Award, wants: Manifest, role: str) -> list[str]:
+        """As if nothing had been bid, but for the memory: the award's manifest may be another than the offer's."""
+        votes = self.bidder.vote_refusals(wants)
         if role == "witness":
-            return self.bidder.vote_refusals(wants)
-        if self.bidder.held(now, award.auction):
-            return self.bidder.vote_refusals(wants)
-        return [*self.bidder.host_refusals(now, wants), *self.bidder.vote_refusals(wants)]
+            return votes
+        return [*self.bidder.host_refusals(now, wants, award.auction, award.session), *votes]
 
     def on_release(self, release: Release) -> list[Effect]:
         """The bid lost."""
