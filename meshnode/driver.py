@@ -48,6 +48,11 @@ if TYPE_CHECKING:  # an agent's driver has no hands, and its process needs none 
 
 INBOX_MAX = 1024
 """Events that wait for the brain. More: more memory. Fewer: the network waits sooner."""
+EVENTS_MAX = 256
+"""Events that go before a Tick that is due. More: frames that were queued in a pause still count as heard in it. Fewer:
+a peer that floods this node delays its heartbeats less."""
+BATCH_BYTES = 4 << 20
+"""Records of one session that go to the journal at once; a long log that is adopted takes several turns."""
 PAGES_MAX = 128
 """Page frames that wait for the disk. One more is dropped, and shipped again by its host."""
 
@@ -90,6 +95,8 @@ class Driver:
         self._own: deque[object] = deque()
         """Events that the hands or the brain itself made: never refused, bounded by the work under way."""
         self._wake = trio.Event()
+        self._late = 0
+        """Events that went before a Tick that is due."""
         self._ordered: dict[SessionId, deque[Effect]] = {}
         self._pages, self._pages_in = trio.open_memory_channel[ports.Frame](PAGES_MAX)
 
@@ -116,8 +123,14 @@ class Driver:
             self._carry(nursery, self.brain.step(now, event))
 
     async def _next(self) -> object:
-        """Our own events first, then the network's, then the clock's."""
+        """Our own events first, then the network's; a due Tick waits for the end of them, or for EVENTS_MAX."""
         while True:
+            due = trio.current_time() >= self.brain.deadline
+            self._late = self._late + 1 if due else 0
+            if self._late > EVENTS_MAX:
+                self._late = 0
+                await trio.lowlevel.checkpoint()
+                return Tick()
             if self._own:
                 await trio.lowlevel.checkpoint()
                 return self._own.popleft()
@@ -125,7 +138,8 @@ class Driver:
                 return self._inbox.receive_nowait()
             except trio.WouldBlock:
                 pass
-            if trio.current_time() >= self.brain.deadline:
+            if due:
+                self._late = 0
                 await trio.lowlevel.checkpoint()
                 return Tick()
             self._wake = trio.Event()
@@ -172,8 +186,8 @@ class Driver:
         assert self.writer is not None
         waiting = self._ordered[session]
         while waiting:
-            made = []
-            while waiting and isinstance(waiting[0], Persist):
+            made: list[bytes] = []
+            while waiting and isinstance(waiting[0], Persist) and sum(map(len, made)) < BATCH_BYTES:
                 effect = waiting.popleft()
                 assert isinstance(effect, Persist)
                 made.append(journal.record(session, effect.record))
@@ -221,6 +235,8 @@ class Driver:
             self.counts["sent"] += 1
         except errors.Unreachable:
             self.counts["lost: no link"] += 1
+        except errors.PeerError as error:  # longer than the lane carries
+            self.counts[f"lost: {error}"[:80]] += 1
         except trio.WouldBlock:
             self.counts["lost: queue full"] += 1
 
