@@ -33,6 +33,8 @@ from meshnode.wire.award import Award, Invitation
 
 SESSIONS_MAX = 1024
 TOMBSTONES_MAX = 4096
+EPOCH_LEAP_MAX = 1 << 20
+"""Epochs grow by one a round. One voter that names the last epoch there is would leave none for a takeover."""
 
 FromVoter = (
     messages.Replicate
@@ -149,6 +151,8 @@ class Registry:
             return [Send(peer, Lane.SIGNAL, messages.Gone(message.session))] if told else []
         if peer not in member.others:
             raise errors.PeerError("a voter's message from a peer that has no seat")
+        if not isinstance(message, messages.Gone) and message.epoch > member.voter.promised + EPOCH_LEAP_MAX:
+            raise errors.PeerError("an epoch that no number of rounds has led to")
         match message:
             case messages.Replicate():
                 return member.on_replicate(now, peer, message)

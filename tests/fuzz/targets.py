@@ -7,14 +7,20 @@ ours, or an assertion written into the target, which says what must hold of what
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshnode import ids
+from meshnode.machine import Received
+from meshnode.ports import Lane
 from meshnode.wire import cbor, envelope, keys, schema
+from tests.fuzz import strangers
+from tests.sessions import cases
 from tests.wire import samples
 
 IDENTITY = keys.Identity(b"\x07" * keys.SEED_BYTES)
+VOTER = cases.NODES[1]
 _DOMAIN = b"meshnode envelope 1\0"
 
 
@@ -51,6 +57,20 @@ def decode_peer(data: bytes) -> object:
     return peer
 
 
+def heard(body: bytes) -> object:
+    """A frame of a voter that signs whatever comes to its mind, in a node that has a session with it."""
+    opened = envelope.open_(VOTER.sign(_DOMAIN + body) + body)
+    return _NODE.step(1.0, Received(VOTER.peer, Lane.SIGNAL, opened.message))
+
+
+def every_kind(signer: keys.Identity) -> tuple[bytes, ...]:
+    """One message of each kind that meshnode speaks, without the signature."""
+    maker = strangers.Maker(random.Random(5))
+    sealed = [envelope.seal(signer, maker.of(kind)) for kind in strangers.KINDS]
+    return tuple(one[keys.SIGNATURE_BYTES :] for one in sealed)
+
+
+_NODE = strangers.node(random.Random(1))
 _FULL = samples.Everything(
     peer=IDENTITY.peer,
     session=ids.SessionId(b"s" * ids.SESSION_BYTES),
@@ -78,5 +98,7 @@ TARGETS = (
     Target("schema", decode_fields, tuple(cbor.encode(schema.pack(message)) for message in _MESSAGES[:2])),
     Target("envelope", envelope.open_, _ENVELOPES),
     Target("signed", open_signed, tuple(sealed[keys.SIGNATURE_BYTES :] for sealed in _ENVELOPES)),
+    Target("messages", open_signed, every_kind(IDENTITY)),
+    Target("node", heard, every_kind(VOTER)),
     Target("peer", decode_peer, (ids.peer_text(IDENTITY.peer).encode(),)),
 )
