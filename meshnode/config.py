@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshnode import errors, forms
+from meshnode import errors, forms, ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def read(raw: Mapping[str, Any]) -> Node:
 def _problems(config: Node) -> list[str]:
     checks = (
         (bool(config.listen), "listen: needs at least one multiaddr"),
-        (all("/p2p/" in address for address in config.join), "join: each multiaddr must end in /p2p/ID"),
+        (all(map(_names_a_peer, config.join)), "join: each multiaddr must end in /p2p/ID"),
         (config.numeric_class in ("w8", "f32"), "numeric_class: must be w8 or f32"),
         (config.sessions_max >= 1, "sessions_max: must be 1 or more"),
         (config.memory_mib >= 16, "memory_mib: must be 16 or more"),
@@ -77,6 +77,14 @@ def _problems(config: Node) -> list[str]:
         (len(config.operator) <= 64, "operator: at most 64 characters"),
     )
     return [words for holds, words in checks if not holds]
+
+
+def _names_a_peer(address: str) -> bool:
+    try:
+        ids.peer_from_text(address.rpartition("/p2p/")[2])
+    except errors.PeerError:
+        return False
+    return "/p2p/" in address
 
 
 MIB = 1 << 20

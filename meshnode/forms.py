@@ -10,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+INTEGER_MAX = 2**63 - 1
+"""What the wire carries: a larger number would be refused there, without a word to the person who wrote it."""
 
 
 def read(cls: type[T], raw: Any, *, at: str = "") -> tuple[T | None, list[str]]:
@@ -77,10 +81,14 @@ def _value(hint: Any, raw: Any, path: str) -> tuple[Any, list[str]]:
         return None, [f"{path}: {raw!r} is not one of {', '.join(map(str, choices))}"]
     if hint is bytes:
         return _hex(raw, path)
-    if hint is float and type(raw) is int:
+    if hint is float and type(raw) is int and abs(raw) < 2**53:
         return float(raw), []
     if type(raw) is not hint:
         return None, [f"{path}: expected {_names[hint]}, got {_kind(raw)}"]
+    if hint is float and not math.isfinite(raw):
+        return None, [f"{path}: expected a number, got {raw}"]
+    if hint is int and abs(raw) > INTEGER_MAX:
+        return None, [f"{path}: at most {INTEGER_MAX}"]
     return raw, []
 
 

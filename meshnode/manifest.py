@@ -20,6 +20,8 @@ from meshnode import errors, forms
 CONTEXT_TOKENS_MAX = 1 << 20
 REPLICAS_MAX = 6
 TEXT_CHARS_MAX = 1 << 16
+TEXT_BYTES_MAX = 192 << 10
+"""The signed manifest takes 256 KiB at most."""
 
 
 class Kind(enum.Enum):
@@ -150,7 +152,7 @@ class Manifest:
 
 def read(raw: Any) -> Manifest:
     """A manifest from a mapping. Raises ManifestError with every reason."""
-    manifest, reasons = forms.read(Manifest, raw or {})
+    manifest, reasons = forms.read(Manifest, {} if raw is None else raw)
     if manifest is not None:
         reasons = problems(manifest)
     if manifest is None or reasons:
@@ -184,6 +186,7 @@ _RULES: tuple[tuple[Callable[[Manifest], bool], str], ...] = (
         "placement.numeric_class: must be w8 or f32",
     ),
     (lambda m: len(m.placement.zones) <= 16, "placement.zones: at most 16"),
+    (lambda m: all(len(zone) <= 32 for zone in m.placement.zones), "placement.zones: at most 32 characters each"),
     (lambda m: m.placement.memory_bytes_min >= 0, "placement.memory_bytes_min: must be 0 or more"),
     (lambda m: m.placement.latency_ms_max >= 0, "placement.latency_ms_max: must be 0 or more"),
     (lambda m: m.migration.loss_tokens_max >= 0, "migration.loss_tokens_max: must be 0 or more"),
@@ -195,6 +198,7 @@ _RULES: tuple[tuple[Callable[[Manifest], bool], str], ...] = (
         lambda m: 0 <= m.migration.replicas_min <= m.migration.replicas,
         "migration.replicas_min: must be 0 to migration.replicas",
     ),
+    (lambda m: len(m.scaling.demand) <= 64, "scaling.demand: at most 64 characters"),
     (lambda m: m.scaling.keep_cold_s >= 0, "scaling.keep_cold_s: must be 0 or more"),
     (lambda m: 0.0 <= m.verification.audit_rate <= 1.0, "verification.audit_rate: must be 0 to 1"),
     (lambda m: m.verification.tokens_per_s_min >= 0.0, "verification.tokens_per_s_min: must be 0 or more"),
@@ -207,4 +211,8 @@ _RULES: tuple[tuple[Callable[[Manifest], bool], str], ...] = (
         "agent.max_tokens: must be 1 to characteristics.context_tokens",
     ),
     (lambda m: len(m.agent.system) <= TEXT_CHARS_MAX, f"agent.system: at most {TEXT_CHARS_MAX} characters"),
+    (
+        lambda m: len(m.agent.system.encode(errors="replace")) <= TEXT_BYTES_MAX,
+        f"agent.system: at most {TEXT_BYTES_MAX} bytes in UTF-8",
+    ),
 )
