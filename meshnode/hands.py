@@ -6,6 +6,7 @@ one page at a time for each replica, so that a slow link never holds a decode st
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeVar
@@ -35,6 +36,8 @@ from meshnode.snapshots import codec, frames, hot, store
 
 T = TypeVar("T")
 Act = Encode | Step | Restore | Ship | Unload | Forget
+SHIPS_AT_ONCE = 8
+"""Pages exported in one visit to the engine. More: the next decode step waits longer (half a millisecond a page)."""
 SHIPS_MAX = 4096
 """Pages queued for one replica; the sender's window keeps far below."""
 
@@ -100,13 +103,15 @@ class Hands:
     async def _work(self, key: Hashable, post: Callable[[Event], None], transport: ports.Transport) -> None:
         queue = self._queues[key]
         while queue:
-            event = await self._act(queue[0], transport)
-            queue.popleft()
-            if event is not None:
-                post(event)
+            ships = [act for act in itertools.islice(queue, SHIPS_AT_ONCE) if isinstance(act, Ship)]
+            events = await self._ship(ships, transport) if ships else [await self._act(queue[0])]
+            for event in events:
+                queue.popleft()
+                if event is not None:
+                    post(event)
         del self._queues[key]
 
-    async def _act(self, act: Act, transport: ports.Transport) -> Event | None:
+    async def _act(self, act: Act) -> Event | None:
         match act:
             case Encode():
                 return await self._encode(act)
@@ -114,8 +119,6 @@ class Hands:
                 return await self._step(act)
             case Restore():
                 return Restored(act.session, act.load, await self._restore(act))
-            case Ship():
-                return await self._ship(act, transport)
             case Unload(session):
                 await self._drop(session)
             case Forget(session):
@@ -192,15 +195,36 @@ class Hands:
         self._hot.put(frame.session, frame.address, raw)
         return kept
 
-    async def _ship(self, act: Ship, transport: ports.Transport) -> Event | None:
-        assert self.engine is not None
-        try:
-            raw = await self.engine.export(act.session, act.page_index)
+    async def _ship(self, ships: list[Ship], transport: ports.Transport) -> list[Event | None]:
+        """Pages of one session for one replica. Exported together: each visit to the engine waits for a step, and a
+        prefill step fills more pages than one."""
+        raw: dict[int, bytes | errors.EngineError] = {}
+
+        async def export(act: Ship) -> None:
+            assert self.engine is not None
+            try:
+                raw[act.page_index] = await self.engine.export(act.session, act.page_index)
+            except errors.EngineError as error:
+                raw[act.page_index] = error
+
+        async with trio.open_nursery() as visit:
+            for act in ships:
+                visit.start_soon(export, act)
+        return [await self._send_page(act, raw[act.page_index], transport) for act in ships]
+
+    async def _send_page(self, act: Ship, raw: bytes | errors.EngineError, transport: ports.Transport) -> Event | None:
+        failed: errors.MeshError
+        if isinstance(raw, errors.EngineError):
+            failed = raw
+        else:
             data = await self._runner(_pack, act, raw)
-            await transport.send(act.to, Lane.BULK, data)
-        except (errors.EngineError, errors.PeerError) as error:
-            return PageFailed(act.session, f"page {act.page_index}: {error}", act.to)
-        return None
+            try:
+                await transport.send(act.to, Lane.BULK, data)
+            except errors.PeerError as error:
+                failed = error
+            else:
+                return None
+        return PageFailed(act.session, f"page {act.page_index}: {failed}", act.to)
 
     async def store_page(self, frame: ports.Frame) -> list[Event]:
         """Check a page that a host sent, store it. Raises PeerError for one that is not welcome or not whole."""
