@@ -256,7 +256,8 @@ class Agent:
             gateway = min(linked - refused, default=None)
         if gateway is None:
             return effect
-        self._gateways[effect.to] = gateway
+        if effect.to in self.mesh.interests:
+            self._gateways[effect.to] = gateway
         lane = effect.lane if self.mesh.linked(gateway, effect.lane) else Lane.SIGNAL
         return replace(effect, via=gateway, lane=lane)
 
