@@ -116,6 +116,7 @@ def up(
     vote: Annotated[bool | None, typer.Option("--vote/--no-vote", help="Keep sessions' logs here.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Go to the background once it is up.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="No colours, no progress bars: for logs.")] = False,
+    leash: Annotated[bool, typer.Option("--leash", help="Stop when standard input ends.", hidden=True)] = False,
 ) -> None:
     """Run a node: join a mesh, or begin one."""
     given = {
@@ -136,11 +137,21 @@ def up(
     async def until_signalled() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_signalled, nursery.cancel_scope)
+            if leash:
+                nursery.start_soon(_leashed, nursery.cancel_scope)
             await node.run(settings, on_up=progress.up, progress=progress.step, join_out=join_out)
             nursery.cancel_scope.cancel()
 
     trio.run(until_signalled)
     progress.line("stopped")
+
+
+async def _leashed(scope: Any) -> None:
+    """A demo's nodes end with the demo, however that ends: its end of the pipe closes."""
+    import trio
+
+    await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+    scope.cancel()
 
 
 async def _signalled(scope: Any) -> None:

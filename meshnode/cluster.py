@@ -44,8 +44,8 @@ class Process:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / control.CARD).unlink(missing_ok=True)
         with (self.folder / "output").open("ab") as output:
-            command = [sys.executable, "-m", "meshnode", "up", "--plain", *self.arguments]
-            self.popen = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            command = [sys.executable, "-m", "meshnode", "up", "--plain", "--leash", *self.arguments]
+            self.popen = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.PIPE)
 
     def signal(self, number: int) -> None:
         """SIGKILL, SIGSTOP, SIGCONT, SIGTERM: to this process only."""
