@@ -16,6 +16,7 @@ containers of this compose project only, and leaves all of them running.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 from collections.abc import Awaitable, Callable
@@ -97,18 +98,21 @@ def compose() -> tuple[str, ...]:
 
 async def status(number: str) -> dict[str, Any]:
     """What the node in a container says of itself. Raises Failed if it does not answer."""
+    if not number:
+        raise Failed("there is no container")
     found: dict[str, Any] = json.loads(await output("docker", "exec", number, "meshnode", "status", "--json"))
     return found
 
 
 async def containers() -> dict[str, Container]:
     """Every container of the project, by service. Raises Failed for one that does not answer."""
-    found = {}
+    found, remedy = {}, f"start the mesh with `{' '.join(compose())} up --build -d`"
     for service in sorted((await output(*compose(), "config", "--services")).split()):
         number = (await output(*compose(), "ps", "-q", service)).strip()
-        if not number:
-            raise Failed(f"{service} does not run; start the mesh with `{' '.join(compose())} up --build -d`")
-        found[service] = Container(service, number, (await status(number))["id"])
+        try:
+            found[service] = Container(service, number, (await status(number))["id"])
+        except Failed as failed:
+            raise Failed(f"{service} is not up, {remedy} and wait until it is healthy ({failed})") from None
     return found
 
 
@@ -236,7 +240,11 @@ async def check(rounds: int) -> bool:
         turns: list[Turn] = []
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}")
-            turns += await disturbed(mesh, nodes, references)
+            try:
+                turns += await disturbed(mesh, nodes, references)
+            finally:
+                with trio.CancelScope(shield=True), contextlib.suppress(Failed):
+                    await output("docker", "start", *(one.number for one in nodes.values()))
     return all(turn.whole for turn in turns)
 
 
