@@ -86,7 +86,11 @@ def test_no_answer_within_the_invite_time_is_an_answer() -> None:
 def test_an_answer_that_is_no_award_of_this_call_leaves_the_call_open() -> None:
     brain = fresh(A, B)
     paper = invited(brain)
-    for bad in (answer(paper, by=1), answer(cases.invitation(cases.wants(agent={"seed": 5, "max_tokens": 9}))), answer(paper, seats=0)):
+    for bad in (
+        answer(paper, by=1),
+        answer(cases.invitation(cases.wants(agent={"seed": 5, "max_tokens": 9}))),
+        answer(paper, seats=0),
+    ):
         assert items(hear(brain, A, bad)) == []
     assert items(hear(brain, B, answer(paper, by=1))) == [], "not from the gateway that was asked"
     assert sum(brain.faults.values()) == 3
