@@ -77,6 +77,7 @@ class Member:
             self._genesis = chain.genesis(card.model_digest, card.numeric_class, card.page_tokens)
             self.pages = receiver.Receiver(1, self._genesis, ahead_max=messages.PAGES_MAX)
         self.noted_evidence = False
+        self._probe_at = now
         self.revived = False
         """Whether this member comes from the journal, and not from an award of this process's life."""
 
@@ -244,9 +245,19 @@ class Member:
             effects.append(Note("detected", self.session, evidence))
             effects += self._answer_prevotes()
             self.state = lifecycle.move(self.state, State.RECOVERING)
+        if self._card is None:
+            return effects + self._probe(now)
         self.candidate.begin(now)
         act = self.candidate.tick(now, self.voter.promised)
         return effects + (self._act(now, act) if act is not None else [])
+
+    def _probe(self, now: float) -> list[Effect]:
+        """Who cannot stand asks all the same, for an epoch that costs nobody a vote: it may have missed the end."""
+        if now < self._probe_at:
+            return []
+        self._probe_at = now + self.timers.lost_after_s
+        ask = messages.PreVote(self.session, self.voter.promised)
+        return [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
 
     def _act(self, now: float, act: Act) -> list[Effect]:
         match act:
@@ -369,22 +380,15 @@ class Member:
             return self.serving.owner.heartbeat_at
         if not self.noted_evidence:
             return self.heard_at + self.timers.lost_after_s
-        return self.candidate.due
+        return self.candidate.due if self._card is not None else self._probe_at
 
     def finished(self, now: float) -> list[Effect] | None:
         """None while the session lives here; otherwise the last effects."""
         stillborn = self.state is State.PROCEEDING and now >= self.deadline
-        over = self.serving.over(now) if self.serving is not None else self.closed
+        over = self.serving.over(now) if self.serving is not None else self.voter.closed
         if not stillborn and not over:
             return None
         return self.drop(closed=over)
-
-    @property
-    def closed(self) -> bool:
-        """Whether a released entry ended the session. Owners that came after it left nothing but their openings."""
-        changes = self.voter.log.changes
-        last = next(seq for seq in range(len(changes), 0, -1) if not isinstance(changes[seq - 1], messages.Opened))
-        return isinstance(changes[last - 1], messages.Closed) and self.voter.released >= last
 
     def drop(self, *, closed: bool) -> list[Effect]:
         """The last effects."""

@@ -278,7 +278,7 @@ class Registry:
             effects += member.tick(now)
             last = member.finished(now)
             if last is not None:
-                effects += self._remove(member, last, closed=member.closed)
+                effects += self._remove(member, last, closed=member.voter.closed)
         return effects
 
     @property

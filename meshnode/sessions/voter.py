@@ -10,7 +10,17 @@ from __future__ import annotations
 from meshnode import errors
 from meshnode.ids import PeerId, SessionId
 from meshnode.sessions import log
-from meshnode.sessions.messages import Appended, Entry, Prepare, Promise, Promised, Replicate, Replicated
+from meshnode.sessions.messages import (
+    Appended,
+    Closed,
+    Entry,
+    Opened,
+    Prepare,
+    Promise,
+    Promised,
+    Replicate,
+    Replicated,
+)
 
 Record = Promised | Appended
 
@@ -38,6 +48,13 @@ class Voter:
         self.log.append(birth)
         self.promised, self.candidate, self.epoch, self.host, self.released = 1, host, 1, host, 1
         return [Promised(self.session, 1, host), Appended(self.session, 0, (birth,), 1)]
+
+    @property
+    def closed(self) -> bool:
+        """Whether a released entry ended the session. Owners that came after it left nothing but their openings."""
+        changes = self.log.changes
+        last = next(seq for seq in range(len(changes), 0, -1) if not isinstance(changes[seq - 1], Opened))
+        return isinstance(changes[last - 1], Closed) and self.released >= last
 
     def promise(self, epoch: int, candidate: PeerId) -> list[Record]:
         """Give this epoch to this candidate (or to oneself)."""

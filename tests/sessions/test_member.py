@@ -154,8 +154,10 @@ def test_a_witness_without_engine_votes_and_never_stands() -> None:
     one.on_ack(0.0)
     effects = one.tick(LOST_S)
     assert kinds(effects) == ["detected"]
-    assert cases.sent(effects) == []
-    assert one.deadline == float("inf")
+    assert set(cases.sent(effects)) == {(A, PreVote(cases.SESSION, 1)), (B, PreVote(cases.SESSION, 1))}
+    assert one.on_prevoted(LOST_S, A, PreVoted(cases.SESSION, 1)) == []
+    assert one.voter.promised == 1
+    assert one.deadline == 2 * LOST_S
 
 
 # ------------------------------------------------------------------------------------------------------------ takeover
@@ -240,10 +242,10 @@ def test_a_follower_drops_a_session_whose_end_is_released_also_behind_a_later_op
     one = follower()
     assert one.finished(0.0) is None
     released_close(one)
-    assert one.closed
+    assert one.voter.closed
     last = one.voter.log.last
     one.on_replicate(0.0, C, cases.replicate(one.voter.log, 2, last, [log.entry(2, Opened(C))]))
-    assert one.closed
+    assert one.voter.closed
     effects = one.finished(0.0)
     assert cases.persisted(effects) == [messages.Dropped(cases.SESSION, True)]
     assert Forget(cases.SESSION) in effects
