@@ -12,6 +12,9 @@ from meshnode.wire import cbor, schema
 Record = Promised | Appended | Dropped
 
 
+_ADVICE = "Start the version that wrote it, or move the journal away: its sessions live on at their other voters"
+
+
 def pack(record: Record) -> bytes:
     """A record's bytes."""
     return cbor.encode([schema.number_of(record), schema.pack(record)])
@@ -23,7 +26,9 @@ def unpack(data: bytes) -> Record:
         number, fields = cbor.decode(data)
         record = schema.unpack(number, fields)
     except (errors.PeerError, TypeError, ValueError) as error:
-        raise errors.StoreError(f"the journal holds a record that this version cannot read: {error}") from error
+        raise errors.StoreError(
+            f"the journal holds a record that this version cannot read ({error}). {_ADVICE}"
+        ) from error
     if not isinstance(record, Record):
         raise errors.StoreError(f"the journal holds a {type(record).__name__}")
     return record
