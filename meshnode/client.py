@@ -78,7 +78,7 @@ class Session:
         `max_tokens` 0 takes the manifest's. Raises Refused: 413 the turn does not fit, 503 nobody answers, 481 over.
         """
         request = RequestId(os.urandom(ids.REQUEST_BYTES))
-        send, receive = self._mesh.expect(request)
+        receive = self._mesh.expect(self.id, request)
         whole = False
         try:
             self._mesh.submit(agent.Say(self.id, request, text, max_tokens))
@@ -101,7 +101,6 @@ class Session:
                         raise errors.Refused(481, [reason])
         finally:
             self._mesh.forget(request)
-            send.close()
             if not whole:
                 self._mesh.submit(agent.Stop(self.id, request))
 
@@ -122,7 +121,8 @@ class Mesh:
         self.me = brain.me
         self._driver = pump
         pump.on_deliver = self._deliver
-        self._waiting: dict[bytes, trio.MemorySendChannel[Any]] = {}
+        self._waiting: dict[bytes, tuple[SessionId, trio.MemorySendChannel[Any]]] = {}
+        self._calling: dict[SessionId, manifest.Manifest] = {}
         self._sessions: dict[SessionId, Session] = {}
         self._news = trio.Event()
 
@@ -130,11 +130,11 @@ class Mesh:
         """Hand a command to the brain."""
         self._driver.submit(command)
 
-    def expect(self, key: bytes) -> tuple[trio.MemorySendChannel[Any], trio.MemoryReceiveChannel[Any]]:
+    def expect(self, session: SessionId, key: bytes) -> trio.MemoryReceiveChannel[Any]:
         """A channel for what is delivered under this id. Unbounded: the brain must never wait for a reader."""
         send, receive = trio.open_memory_channel[Any](float("inf"))
-        self._waiting[key] = send
-        return send, receive
+        self._waiting[key] = session, send
+        return receive
 
     def forget(self, key: bytes) -> None:
         """Nobody waits for it any more."""
@@ -149,49 +149,58 @@ class Mesh:
         self._news.set()
         self._news = trio.Event()
         if isinstance(item, Answered):
+            wants = self._calling.pop(effect.session, None)
+            if wants is not None and item.status == 200:  # here, so that nothing that follows at once finds no session
+                self._sessions[effect.session] = Session(self, effect.session, wants, item)
             self._pass(effect.session, item)
             return
-        session = self._sessions.get(effect.session)
         if isinstance(item, Said | Ended | Refusal):
             self._pass(item.request, item)
-        elif session is not None:
-            session.history.append(Event(trio.current_time(), cast(Item, item)))
-            if isinstance(item, Lost | Over):
-                for send in self._waiting.values():
+            return
+        session = self._sessions.get(effect.session)
+        if session is None:
+            return
+        session.history.append(Event(trio.current_time(), cast(Item, item)))
+        if isinstance(item, Lost | Over):
+            for of, send in self._waiting.values():
+                if of == effect.session:
                     send.send_nowait(item)
-            if isinstance(item, Over):
-                self._pass(effect.session, item)
 
     def _pass(self, key: bytes, item: object) -> None:
         if key in self._waiting:
-            self._waiting[key].send_nowait(item)
+            self._waiting[key][1].send_nowait(item)
 
     @asynccontextmanager
     async def session(self, wants: manifest.Manifest | Mapping[str, Any] | None = None) -> AsyncIterator[Session]:
         """INVITE on entry, BYE on exit. Raises ManifestError, Refused with every reason."""
         asked = wants if isinstance(wants, manifest.Manifest) else manifest.read(wants)
         name = SessionId(os.urandom(ids.SESSION_BYTES))
-        _, receive = self.expect(name)
-        self.submit(agent.Call(name, asked))
-        answered = await receive.receive()
-        if answered.status != 200:
-            self.forget(name)
-            raise errors.Refused(answered.status, answered.reasons)
-        session = self._sessions[name] = Session(self, name, asked, answered)
+        receive = self.expect(name, name)
+        self._calling[name] = asked
         try:
-            yield session
+            self.submit(agent.Call(name, asked))
+            answered = await receive.receive()
+            if answered.status != 200:
+                raise errors.Refused(answered.status, answered.reasons)
+            yield self._sessions[name]
         finally:
             with trio.CancelScope(shield=True):
                 await self._bye(name, receive, timers.TIMERS[asked.characteristics.kind].lost_after_s)
 
     async def _bye(self, name: SessionId, receive: trio.MemoryReceiveChannel[Any], patience_s: float) -> None:
-        """Say BYE and wait a moment for it to be in the log; a mesh that does not answer forgets by itself."""
-        if not self.brain.attachments[name].over:
+        """Say BYE and wait a moment for it to be in the log; a mesh that does not answer forgets by itself.
+
+        Before there is a session, this takes the INVITE back.
+        """
+        attachment = self.brain.attachments.get(name)
+        if attachment is not None and not attachment.over:
             self.submit(agent.Leave(name, "completed"))
             with trio.move_on_after(patience_s):
-                await receive.receive()
+                while not isinstance(await receive.receive(), Over):
+                    pass
+        for known in (self._calling, self._sessions):
+            known.pop(name, None)
         self.forget(name)
-        self._sessions.pop(name, None)
         self.submit(agent.Detach(name))
 
 

@@ -85,6 +85,7 @@ class _Asked:
 
     message: Ask
     lane: Lane
+    at: float
     left: float = float("inf")
     """Times that it may be repeated."""
 
@@ -126,16 +127,16 @@ class Attachment:
         """A turn."""
         if self.over:
             return [Deliver(self.session, Refusal(message.request, 481, ("the session is over",)))]
-        return self._ask(now, message.request, _Asked(message, Lane.MEDIA))
+        return self._ask(now, message.request, _Asked(message, Lane.MEDIA, now))
 
     def interrupt(self, now: float, request: RequestId) -> list[Effect]:
         """Stop an answer, or a turn that waits."""
         self._asked.pop((Message, request), None)
-        return self._ask(now, request, _Asked(messages.Interrupt(self.session, request), Lane.SIGNAL, STOPS_MAX))
+        return self._ask(now, request, _Asked(messages.Interrupt(self.session, request), Lane.SIGNAL, now, STOPS_MAX))
 
     def bye(self, now: float, reason: str) -> list[Effect]:
         """End the session."""
-        return self._ask(now, b"", _Asked(messages.Bye(self.session, reason), Lane.SIGNAL))
+        return self._ask(now, b"", _Asked(messages.Bye(self.session, reason), Lane.SIGNAL, now))
 
     def _ask(self, now: float, request: bytes, asked: _Asked) -> list[Effect]:
         if self.over:
@@ -242,8 +243,12 @@ class Attachment:
 
     @property
     def _lost_at(self) -> float:
-        """The INVITE's time after a turn at the latest: an owner that lost its majority was heard for a lease more."""
-        return self._heard_at + max(self.timers.invite_s - self.timers.lease_s, self.timers.lost_after_s)
+        """The INVITE's time: of silence while an answer runs, and after the turn while none does, since an owner that
+        lost its majority is heard for a lease more. Never before a takeover on silence alone had its chance."""
+        silent_at = self._heard_at + max(self.timers.invite_s, 1.3 * self.timers.lost_after_s)
+        evident_at = self._heard_at + self.timers.lost_after_s
+        said_at = min((one.at for one in self._asked.values() if isinstance(one.message, Message)), default=silent_at)
+        return min(silent_at, max(said_at + self.timers.invite_s, evident_at))
 
     @property
     def deadline(self) -> float:
