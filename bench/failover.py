@@ -130,6 +130,7 @@ class _Bed:
         wants = manifest.read(
             {
                 "characteristics": {"kind": kind, "context_tokens": context + ANSWER_TOKENS + 64},
+                "migration": {"replicas_min": 1},
                 "agent": {"max_tokens": ANSWER_TOKENS, "temperature": 0.8, "seed": SEED},
             }
         )

@@ -36,6 +36,7 @@ async def _show(prompt: str, max_tokens: int, aloud: bool) -> tuple[failover.Rep
     wants = manifest.read(
         {
             "characteristics": {"context_tokens": 2048},
+            "migration": {"replicas_min": 1},
             "agent": {"max_tokens": max_tokens, "temperature": 0.7, "seed": 7},
         }
     )

@@ -21,6 +21,8 @@ from meshnode.manifest import Manifest
 
 NOMINEES_MAX = 8
 ATTEMPTS_MAX = 3
+PATIENCE_WINDOWS = 4
+"""Bid windows that a late bid is waited for at most. More: a slower no. Fewer: sessions without failover under load."""
 
 
 class Phase(enum.Enum):
@@ -87,18 +89,29 @@ class Auction:
         self.phase = Phase.BIDDING
         self.attempt = 0
         self.offered_at = now
-        self.due = now + window_s
+        self.due = self.window_at = now + window_s
         self.ends_at = now + total_s
+        self.patience_at = max(self.window_at, min(now + PATIENCE_WINDOWS * window_s, self.ends_at - 1.0))
+        """Until then a late bid is waited for, if without it something that was asked cannot be given."""
         self.plan: Plan | None = None
         self.bids: dict[PeerId, _Answered] = {}
         self._excluded: dict[PeerId, str] = {}
         self._confirmed: set[PeerId] = set()
 
     def on_bid(self, now: float, peer: PeerId, bid: Bid) -> bool:
-        """Take a bid; whether all nominees have answered."""
+        """Take a bid; whether it is time to decide."""
         if self.phase is Phase.BIDDING and peer in self.operators:
             self.bids.setdefault(peer, _Answered(bid, now - self.offered_at))
-        return self.phase is Phase.BIDDING and len(self.bids) == len(self.operators)
+        return self.phase is Phase.BIDDING and (len(self.bids) == len(self.operators) or now >= self.window_at)
+
+    def waits(self, now: float, plan: Plan | Refusal) -> bool:
+        """Whether to wait beyond the window: a busy machine answers late, and a session without failover is forever."""
+        short = isinstance(plan, Refusal) or bool(plan.shortfall)
+        missing = self.phase is Phase.BIDDING and len(self.bids) < len(self.operators)
+        if not (short and missing and now < self.patience_at):
+            return False
+        self.due = self.patience_at
+        return True
 
     def choose(self, rng: random.Random) -> Plan | Refusal:
         """The best plan from the bids that are in and not excluded."""

@@ -109,6 +109,8 @@ class Placing:
 
     def _decide(self, now: float, auction: Auction, confirm_s: float) -> list[Effect]:
         plan = auction.choose(self.rng)
+        if auction.waits(now, plan):
+            return []
         if isinstance(plan, Refusal):
             return self._finish(auction, plan.status, plan.reasons, b"")
         auction.awarding(now, confirm_s)

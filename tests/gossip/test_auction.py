@@ -157,3 +157,20 @@ def test_whoever_refuses_or_stays_silent_is_left_out_of_the_next_plan() -> None:
     third = of.choose(random.Random(1))
     assert dict(third.seats) == {C: "host"}
     assert third.shortfall
+
+
+def test_a_late_bid_is_waited_for_only_if_something_is_missing_without_it() -> None:
+    of = held(dict.fromkeys((A, B, C, D), ""))
+    assert not of.on_bid(0.1, A, bid())
+    assert of.waits(0.5, of.choose(random.Random(1))), "one voter is no failover, and three may still answer"
+    assert of.due == of.patience_at == 2.0
+    assert of.on_bid(0.6, B, bid()), "after the window every bid is a reason to look again"
+    assert of.waits(0.6, of.choose(random.Random(1)))
+    assert of.on_bid(0.7, C, bid())
+    assert not of.waits(0.7, of.choose(random.Random(1))), "three voters are what was asked; the fourth is not needed"
+
+
+def test_nobody_is_waited_for_beyond_patience() -> None:
+    of = held(dict.fromkeys((A, B, C), ""))
+    of.on_bid(0.1, A, bid())
+    assert not of.waits(2.0, of.choose(random.Random(1)))

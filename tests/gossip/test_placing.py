@@ -113,7 +113,9 @@ def test_a_window_without_bids_closes_with_an_answer() -> None:
     of = node()
     invited(of)
     assert of.deadline == 0.5
-    ((_, answer),) = cases.sent(of.tick(0.5, CONFIRM_S), Answer)
+    assert cases.sent(of.tick(0.5, CONFIRM_S), Answer) == [], "a late bid is waited for"
+    assert of.deadline == 2.0
+    ((_, answer),) = cases.sent(of.tick(2.0, CONFIRM_S), Answer)
     assert answer.status == 480
     assert answer.reasons
 
