@@ -8,6 +8,11 @@ it came in, not on its neighbours, not on whether its KV was computed here or re
 Softmax takes the greatest score over all blocks first, which no order can change; then each block's part is a plain
 sum and needs no rescaling.
 
+A family of models is no branch in here: what it adds (biases, norms of Q and K) is one more step after the first
+product, chosen when the model is loaded; a window is a mask, made once a pass; a kind of rope is a table of rotations.
+A block that lies before a window adds zeros in its place of the fixed order: a window changes no order, and saves no
+time.
+
 "f32" runs the same code over float32: it is the reference for transformers, and promises nothing about bits.
 Rejected: scaled_dot_product_attention (32 queries get other bits than one by one; a call a block costs 20 times more in
 prefill); a fused running softmax in Python (a loop over blocks a layer).
@@ -15,6 +20,7 @@ prefill); a fused running softmax in Python (a loop over blocks a layer).
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +56,8 @@ class _Reading:
     views: list[torch.Tensor] | None
     """Two a layer, if the blocks are neighbours."""
     blocks: torch.Tensor  # [block]
+    first: int
+    """The block that the mask begins with: what lies before it is seen by all rows."""
     mask: torch.Tensor | None
 
 
@@ -89,6 +97,8 @@ class Llama:
         self._q_rows = of.heads * of.head_dim
         self._kv_rows = of.kv_heads * of.head_dim
         self._turns = _turns(of)
+        adjusted = of.qkv_bias or of.qk_norm
+        self._layer = self._adjusted_layer if adjusted else self._plain_layer
 
     def forward(self, segments: Sequence[Segment], wanted: Sequence[int]) -> torch.Tensor:  # [wanted row, vocabulary]
         """Write the KV of all rows, and return the logits of some."""
@@ -100,7 +110,7 @@ class Llama:
             return rows[:0]
         chosen = rows if len(wanted) == rows.shape[0] else rows[torch.tensor(wanted)]
         normed = chosen * arithmetic.inverse_rms(chosen, self._of.rms_eps) * self._weights.norm
-        return arithmetic.linear(normed, self._weights.embedding)
+        return arithmetic.linear(normed, self._weights.head)
 
     def _embed(self, tokens: list[int]) -> torch.Tensor:
         embedding, index = self._weights.embedding, torch.tensor(tokens)
@@ -111,7 +121,10 @@ class Llama:
         at = [(one, one.position + offset) for one in segments for offset in range(len(one.tokens))]
         block = [one.blocks[position // _BLOCK] for one, position in at]
         position = torch.tensor([position for _, position in at])
+        window = self._of.window_tokens or self._of.context_tokens_max
         crowd = _crowd(segments)
+        if crowd and self._of.window_tokens:
+            crowd = _narrowed(crowd, segments, window)
         return _Places(
             turns=self._turns[position],
             block=torch.tensor(block),
@@ -123,15 +136,35 @@ class Llama:
                     segment,
                     self._pool.select(segment.blocks) if kv.neighbours(segment.blocks) else None,
                     torch.tensor(segment.blocks),
-                    _mask(segment),
+                    *_mask(segment, window),
                 )
                 for segment in segments[crowd.row_count if crowd else 0 :]
             ],
         )
 
-    def _layer(self, number: int, layer: weights.Layer, rows: torch.Tensor, places: _Places) -> torch.Tensor:
+    def _plain_layer(self, number: int, layer: weights.Layer, rows: torch.Tensor, places: _Places) -> torch.Tensor:
+        return self._after(number, layer, rows, arithmetic.linear(rows, layer.qkv, self._of.rms_eps), places)
+
+    def _adjusted_layer(self, number: int, layer: weights.Layer, rows: torch.Tensor, places: _Places) -> torch.Tensor:
+        joined = arithmetic.linear(rows, layer.qkv, self._of.rms_eps)
+        if layer.bias is not None:
+            joined += layer.bias
+        if layer.gain is not None:
+            turning = joined[:, : self._q_rows + self._kv_rows]
+            by_head = turning.reshape(-1, self._of.head_dim)  # [row * (heads + kv_heads), head_dim]
+            normed = (by_head * arithmetic.inverse_rms(by_head, self._of.rms_eps)).view(-1, *layer.gain.shape)
+            turning.copy_((normed * layer.gain).flatten(1))
+        return self._after(number, layer, rows, joined, places)
+
+    def _after(
+        self,
+        number: int,
+        layer: weights.Layer,
+        rows: torch.Tensor,  # [row, hidden]
+        joined: torch.Tensor,  # [row, (heads + 2 * kv_heads) * head_dim]: queries, keys, values
+        places: _Places,
+    ) -> torch.Tensor:  # [row, hidden]
         of = self._of
-        joined = arithmetic.linear(rows, layer.qkv, of.rms_eps)
         pairs = joined[:, : self._q_rows + self._kv_rows].unflatten(1, (-1, of.head_dim // 2, 2))
         turned = torch.view_as_real(torch.view_as_complex(pairs) * places.turns).flatten(2).to(self._pool.data.dtype)
         values = joined[:, self._q_rows + self._kv_rows :].unflatten(1, (of.kv_heads, of.head_dim))
@@ -165,11 +198,10 @@ class Llama:
         by_head = queries.view(row_count, of.kv_heads, group, of.head_dim).transpose(0, 1)
         asked = by_head.reshape(of.kv_heads, row_count * group, of.head_dim).expand(count, -1, -1, -1).flatten(0, 1)
         scores = torch.bmm(asked, keys.transpose(1, 2)).float().view(count, of.kv_heads, row_count, group, _BLOCK)
-        first = reading.segment.position // _BLOCK
         if reading.mask is None:
             scores[-1, ..., reading.segment.position % _BLOCK + 1 :] = float("-inf")
         else:
-            scores[first:].masked_fill_(reading.mask, float("-inf"))
+            scores[reading.first :].masked_fill_(reading.mask, float("-inf"))
         mixed = _mixed(scores, values, of.head_dim)
         return mixed.transpose(0, 1).reshape(row_count, -1)
 
@@ -203,18 +235,29 @@ def _crowd(segments: Sequence[Segment]) -> _Crowd | None:
     return _Crowd(len(lone), count, torch.tensor(blocks), slots > positions)
 
 
-def _mask(segment: Segment) -> torch.Tensor | None:  # [block, 1, row, 1, slot]: True where a slot is in the future
-    """Only for blocks from the first position on: before it everything is past. One row needs no more than a slice."""
-    if len(segment.tokens) == 1:
-        return None
-    first = segment.position // _BLOCK
+def _narrowed(crowd: _Crowd, segments: Sequence[Segment], window: int) -> _Crowd:
+    """The same crowd, and what lies before each row's window is hidden as well."""
+    slots = torch.arange(crowd.block_count * _BLOCK).view(-1, 1, 1, 1, _BLOCK)
+    positions = torch.tensor([one.position for one in segments[: crowd.row_count]]).view(1, -1, 1, 1, 1)
+    return dataclasses.replace(crowd, mask=crowd.mask | (slots <= positions - window))
+
+
+def _mask(segment: Segment, window: int) -> tuple[int, torch.Tensor | None]:
+    """The first block that has something to hide, and [block, 1, row, 1, slot]: True where a slot is in the future, or
+    before the row's window. One row within its window needs no more than a slice."""
+    last = segment.position + len(segment.tokens) - 1
+    if len(segment.tokens) == 1 and last < window:
+        return 0, None
+    first = segment.position // _BLOCK if last < window else 0
     slots = torch.arange(first * _BLOCK, len(segment.blocks) * _BLOCK).view(-1, 1, 1, 1, _BLOCK)
-    rows = torch.arange(segment.position, segment.position + len(segment.tokens)).view(1, 1, -1, 1, 1)
-    return slots > rows
+    rows = torch.arange(segment.position, last + 1).view(1, 1, -1, 1, 1)
+    return first, (slots > rows if last < window else (slots > rows) | (slots <= rows - window))
 
 
 def _turns(of: weights.Shape) -> torch.Tensor:  # [position, 1, head_dim / 2] complex
     """The rotations of rope, in float64 until the end: at position 8000 float32 angles have lost three digits."""
     steps = of.rope_theta ** (-torch.arange(0, of.head_dim, 2, dtype=torch.float64) / of.head_dim)
+    if of.rope_divisors:
+        steps /= torch.tensor(of.rope_divisors, dtype=torch.float64)
     angles = torch.arange(of.context_tokens_max, dtype=torch.float64)[:, None] * steps
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None]
+    return torch.polar(torch.full_like(angles, of.rope_amplitude), angles).to(torch.complex64)[:, None]

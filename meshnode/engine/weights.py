@@ -4,8 +4,10 @@ The idea: "f32" takes the float16 file as it is. "w8" rounds each row of each ma
 greatest magnitude / 127) and keeps the result beside the weights, so that a later start reads 135 MB and computes
 nothing. The packed file is derived: it may be deleted, and is rebuilt if its tag is not the weights' own.
 
-Folded in here, so that no step pays for it: the norms' gains (into columns), 1/sqrt(head_dim) (into Q), and the order
-of rope (rows of Q and K are interleaved, and a rotation becomes one multiplication of complex numbers).
+Folded in here, so that no step pays for it: the norms' gains (into columns), 1/sqrt(head_dim) (into Q, or into the gain
+of Q's own norm), and the order of rope (rows of Q and K are interleaved, and a rotation becomes one multiplication of
+complex numbers). Families of models (Llama, SmolLM2, Mistral, Qwen2, Qwen3) differ in what a `Shape` says, and in
+nothing else; which family it was is known to `models` alone.
 
 Weights are read into memory of our own, not mapped: a mapped file's pages are the first that a busy machine takes away,
 and then a token waits for the disk.
@@ -15,8 +17,10 @@ Rejected: packing at conversion (`models` must not know what the engine computes
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,7 @@ _PACK_VERSION = "2"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The architecture: a Llama with tied embeddings."""
+    """The architecture: a Llama, and what its relatives add. What has a default may be absent in config.json."""
 
     layers: int
     hidden: int
@@ -46,10 +50,24 @@ class Shape:
     rope_theta: float
     rms_eps: float
     eos: tuple[int, ...]
+    tied: bool = True
+    """The embedding is also the head."""
+    qkv_bias: bool = False
+    """Qwen2: a number is added to each of Q, K and V."""
+    qk_norm: bool = False
+    """Qwen3: each head of Q and K has its root mean square divided out, and a gain put on."""
+    window_tokens: int | None = None
+    """Mistral: a token sees this many, itself included. None: all."""
+    rope_divisors: tuple[float, ...] = ()
+    """Each pair of dimensions turns so many times slower than `rope_theta` says; all variants of rope come to that."""
+    rope_amplitude: float = 1.0
+    """What yarn multiplies queries and keys by."""
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0
         assert self.head_dim % 2 == 0
+        assert not self.rope_divisors or len(self.rope_divisors) == self.head_dim // 2
+        assert self.window_tokens is None or self.window_tokens > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +82,35 @@ class Matrix:
 class Layer:
     """The gains of the two norms are in the columns of `qkv` and `gate_up`."""
 
-    qkv: Matrix
-    out: Matrix
-    gate_up: Matrix
-    down: Matrix
+    qkv: Matrix  # [hidden, (heads + 2 * kv_heads) * head_dim]
+    out: Matrix  # [heads * head_dim, hidden]
+    gate_up: Matrix  # [hidden, 2 * ffn]
+    down: Matrix  # [ffn, hidden]
+    bias: torch.Tensor | None = None  # [(heads + 2 * kv_heads) * head_dim]
+    gain: torch.Tensor | None = None  # [heads + kv_heads, head_dim]
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     layers: tuple[Layer, ...]
     norm: torch.Tensor  # [hidden]
-    embedding: Matrix
-    """Also the head: its columns cannot hold the last norm's gain, which is applied on its own."""
+    embedding: Matrix  # [hidden, vocabulary]
+    """Often also the head: its columns cannot hold the last norm's gain, which is applied on its own."""
+    head: Matrix  # [hidden, vocabulary]
+
+
+_NEEDED = {field.name for field in dataclasses.fields(Shape) if field.default is dataclasses.MISSING}
 
 
 def shape(folder: Path) -> Shape:
     try:
         config = json.loads((folder / "config.json").read_text())
-        fields = {name: config[name] for name in Shape.__dataclass_fields__}
-    except (OSError, ValueError, LookupError) as error:
+        names = [name for name in Shape.__dataclass_fields__ if name in config or name in _NEEDED]
+        fields = {name: config[name] for name in names}
+        fields |= {name: tuple(fields[name]) for name in ("eos", "rope_divisors") if name in fields}
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise errors.StoreError(f"the model's config.json cannot be read: {error}") from None
-    return Shape(**{**fields, "eos": tuple(fields["eos"])})
+    return Shape(**fields)
 
 
 def load(folder: Path, numeric_class: str) -> Weights:
@@ -114,10 +140,11 @@ def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weigh
         return Matrix(whole.t(), None) if exact else quantised(whole)
 
     q_rows, kv_rows = of.heads * of.head_dim, of.kv_heads * of.head_dim
+    shrink = 1.0 if of.qk_norm else of.head_dim**-0.5  # a norm would take it out again: then it is in the norm's gain
     layers = []
     for number in range(of.layers):
         at = f"model.layers.{number}."
-        q = _interleaved(take(f"{at}self_attn.q_proj.weight", q_rows, of.hidden), of.head_dim) * of.head_dim**-0.5
+        q = _interleaved(take(f"{at}self_attn.q_proj.weight", q_rows, of.hidden), of.head_dim) * shrink
         k = _interleaved(take(f"{at}self_attn.k_proj.weight", kv_rows, of.hidden), of.head_dim)
         v = take(f"{at}self_attn.v_proj.weight", kv_rows, of.hidden)
         gate, up = (take(f"{at}mlp.{name}_proj.weight", of.ffn, of.hidden) for name in ("gate", "up"))
@@ -127,10 +154,30 @@ def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weigh
                 out=matrix(take(f"{at}self_attn.o_proj.weight", of.hidden, q_rows)),
                 gate_up=matrix(gate, up, gain=take(f"{at}post_attention_layernorm.weight", of.hidden)),
                 down=matrix(take(f"{at}mlp.down_proj.weight", of.hidden, of.ffn)),
+                bias=_bias(of, take, f"{at}self_attn.") if of.qkv_bias else None,
+                gain=_gain(of, take, f"{at}self_attn.") if of.qk_norm else None,
             )
         )
     embedding = matrix(take("model.embed_tokens.weight", of.vocabulary, of.hidden))
-    return Weights(tuple(layers), take("model.norm.weight", of.hidden), embedding)
+    head = embedding if of.tied else matrix(take("lm_head.weight", of.vocabulary, of.hidden))
+    return Weights(tuple(layers), take("model.norm.weight", of.hidden), embedding, head)
+
+
+def _bias(of: Shape, take: Callable[..., torch.Tensor], at: str) -> torch.Tensor:
+    q, k, v = (
+        take(f"{at}{name}_proj.bias", heads * of.head_dim)
+        for name, heads in (("q", of.heads), ("k", of.kv_heads), ("v", of.kv_heads))
+    )
+    shrink = 1.0 if of.qk_norm else of.head_dim**-0.5
+    turned = [_interleaved(part[:, None], of.head_dim)[:, 0] for part in (q * shrink, k)]
+    return torch.cat([*turned, v])
+
+
+def _gain(of: Shape, take: Callable[..., torch.Tensor], at: str) -> torch.Tensor:
+    q, k = (
+        _interleaved(take(f"{at}{name}_norm.weight", of.head_dim)[:, None], of.head_dim)[:, 0] for name in ("q", "k")
+    )
+    return torch.cat([(q * of.head_dim**-0.5).expand(of.heads, -1), k.expand(of.kv_heads, -1)])
 
 
 def quantised(whole: torch.Tensor) -> Matrix:
@@ -144,6 +191,7 @@ def _interleaved(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 _MATRICES = ("qkv", "out", "gate_up", "down")
+_VECTORS = ("bias", "gain")
 
 
 def _flat(weights: Weights) -> dict[str, torch.Tensor]:
@@ -151,7 +199,8 @@ def _flat(weights: Weights) -> dict[str, torch.Tensor]:
     for number, layer in enumerate(weights.layers):
         for name in _MATRICES:
             flat |= _parts(f"{number}.{name}", getattr(layer, name))
-    return flat
+        flat |= {f"{number}.{name}": found for name in _VECTORS if (found := getattr(layer, name)) is not None}
+    return flat if weights.head is weights.embedding else flat | _parts("head", weights.head)
 
 
 def _parts(name: str, matrix: Matrix) -> dict[str, torch.Tensor]:
@@ -163,8 +212,12 @@ def _unflat(of: Shape, flat: dict[str, torch.Tensor]) -> Weights:
     def matrix(name: str) -> Matrix:
         return Matrix(flat[name].t(), flat[f"{name}.scale"])
 
-    layers = tuple(Layer(**{name: matrix(f"{number}.{name}") for name in _MATRICES}) for number in range(of.layers))
-    return Weights(layers, flat["norm"], matrix("embedding"))
+    layers = []
+    for number in range(of.layers):
+        matrices = {name: matrix(f"{number}.{name}") for name in _MATRICES}
+        layers.append(Layer(**matrices, bias=flat.get(f"{number}.bias"), gain=flat.get(f"{number}.gain")))
+    embedding = matrix("embedding")
+    return Weights(tuple(layers), flat["norm"], embedding, embedding if of.tied else matrix("head"))
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
