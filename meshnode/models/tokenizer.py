@@ -37,16 +37,19 @@ class ChatTokenizer:
             self._eos = frozenset(config["eos"])
             self._words = tokenizers.Tokenizer.from_str((folder / gguf.TOKENIZER).read_text())
             template = str(config["chat_template"])
+            named: dict[str, str] = config.get("template_tokens", {})
         except (OSError, ValueError, LookupError) as error:
             raise errors.StoreError(f"the model's tokenizer cannot be read: {error}") from None
         self._marks = re.compile("(" + "|".join(re.escape(mark) for mark in sorted(self._special, key=len)[::-1]) + ")")
         self._numbers = frozenset(self._special.values())
-        self._frames = _frames(template, self._special, self._eos)
+        self._frames = _frames(template, self._special, self._eos, named)
 
     def turn(self, text: str, *, system: str | None, first: bool, closed: bool) -> list[int]:
         """See ports.Tokenizer. `closed` is ignored for the first turn, `system` belongs to it alone."""
         assert first or system is None, "a system text stands before the first turn only"
         if first:
+            if system is not None and "system" not in self._frames:
+                raise errors.EngineError("the model's chat template has no place for a system text")
             frame = self._frames["first" if system is None else "system"]
         else:
             frame = self._frames["closed" if closed else "open"]
@@ -65,26 +68,41 @@ class ChatTokenizer:
         return list(self._words.encode(text, add_special_tokens=False).ids)
 
 
-def _frames(template: str, special: dict[str, int], eos: frozenset[int]) -> dict[str, str]:
+def _frames(template: str, special: dict[str, int], eos: frozenset[int], named: dict[str, str]) -> dict[str, str]:
     """What each kind of turn looks like, with placeholders for what people say."""
     system = {"role": "system", "content": _SYSTEM}
     user = {"role": "user", "content": _USER}
     said = {"role": "assistant", "content": _SAID}
-    first, with_system = _render(template, [user]), _render(template, [system, user])
-    longer = _render(template, [user, said, user])
-    if not longer.startswith(first + _SAID):
+    first = _render(template, named, [user])
+    longer = _render(template, named, [user, said, user])
+    # A space between the frame and the words is the model's to say: it is the beginning of its first word.
+    if not longer.startswith(first) or not longer[len(first) :].lstrip(" ").startswith(_SAID):
         raise errors.EngineError("the chat template rewrites earlier turns; a context here only grows")
     rest = longer.split(_SAID)[1]
     ends = [mark for mark, number in special.items() if number in eos and rest.startswith(mark)]
     if not ends:
         raise errors.EngineError("the chat template ends an assistant's turn without an end-of-turn token")
-    return {"first": first, "system": with_system, "open": rest, "closed": rest[len(ends[0]) :]}
-
-
-def _render(template: str, messages: list[dict[str, str]]) -> str:
-    # A template is a program from the model's author: it runs in a sandbox, and sees nothing but these messages.
-    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    frames = {"first": first, "open": rest, "closed": rest[len(ends[0]) :]}
     try:
-        return sandbox.from_string(template).render(messages=messages, add_generation_prompt=True)
-    except jinja2.TemplateError as error:
+        with_system = _render(template, named, [system, user])
+    except errors.EngineError:
+        return frames  # some templates know no system: then a session that has a system text is refused
+    return frames | {"system": with_system} if _SYSTEM in with_system else frames
+
+
+def _render(template: str, named: dict[str, str], messages: list[dict[str, str]]) -> str:
+    # A template is a program from the model's author: it runs in a sandbox, and sees nothing but these messages.
+    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    sandbox.globals["raise_exception"] = _refuse
+    try:
+        return sandbox.from_string(template).render(
+            messages=messages, add_generation_prompt=True, tools=None, documents=None, **named
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise errors.EngineError(f"the chat template fails: {error}") from None
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
