@@ -115,8 +115,8 @@ def _product(shape: Sequence[int]) -> int:
     size = 1
     for one in shape:
         size *= one
-        if size > _SIZE_MAX:
-            raise errors.StoreError("a shape multiplies to more than any file has")
+        if not 0 < size <= _SIZE_MAX:
+            raise errors.StoreError("a shape multiplies to nothing, or to more than any file has")
     return size
 
 
