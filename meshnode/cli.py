@@ -260,6 +260,10 @@ def models_list(as_json: Json = False) -> None:
             "license": known.license,
         }
         for known in registry.KNOWN.values()
+    ] + [
+        {"name": name, "here": True, "digest": own.digest.hex(), "download_mb": None, "license": None}
+        for name, own in here.items()
+        if name not in registry.KNOWN
     ]
     if as_json:
         print(json.dumps({"models": rows}))
@@ -276,6 +280,20 @@ def models_pull(name: Annotated[str, typer.Argument()] = config.Node().model) ->
 
     progress = shown.Progress(False)
     model = store.Models(node.models_folder()).pull(name, functools.partial(progress.step, f"fetching {name}"))
+    out.print(f"{model.name} is here: {model.digest.hex()}")
+
+
+@models_app.command("add")
+@_said
+def models_add(
+    name: Annotated[str, typer.Argument(help="How to call it; `meshnode up --model NAME` serves it.")],
+    source: Annotated[Path, typer.Argument(help="A .gguf file, or a folder as Hugging Face has it.")],
+) -> None:
+    """Convert a model that lies on this machine: Llama, Mistral, Qwen2 and Qwen3."""
+    from meshnode import node
+    from meshnode.models import store
+
+    model = store.Models(node.models_folder()).add(name, source)
     out.print(f"{model.name} is here: {model.digest.hex()}")
 
 

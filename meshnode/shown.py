@@ -105,6 +105,10 @@ def models(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         place = "[green]yes[/green]" if row["here"] else f"no (meshnode models pull {row['name']})"
         table.add_row(
-            str(row["name"]), place, f"{row['download_mb']} MB", str(row["license"]), str(row["digest"] or "-")
+            str(row["name"]),
+            place,
+            f"{row['download_mb']} MB" if row["download_mb"] else "-",
+            str(row["license"] or "-"),
+            str(row["digest"] or "-"),
         )
     return table

@@ -114,7 +114,7 @@ class Models:
         self._folder.mkdir(parents=True, exist_ok=True)
         with _alone(self._folder):
             if (self._folder / name).exists():
-                raise errors.ConfigError(f"the model {name!r} is here already", hint=f"meshnode models remove {name}")
+                raise errors.ConfigError(f"the model {name!r} is here already", hint=f"meshnode models rm {name}")
             convert = hub.convert if source.is_dir() else gguf.convert
             return self._install(name, "as its source says", lambda fresh: convert(source, fresh))
 
