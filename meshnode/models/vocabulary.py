@@ -20,7 +20,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from meshnode import errors
 
 TOKENS_MAX = 1 << 20
-_CONTROL_TOKEN, _USER_TOKEN = 3, 4
+_NORMAL_TOKEN, _UNKNOWN_TOKEN, _CONTROL_TOKEN, _USER_TOKEN = 1, 2, 3, 4
+_PIECE_LETTERS_MAX = 256
+_SPACE = "\u2581"
+"""How sentencepiece writes a space."""
 _PIECES = {
     "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -65,9 +68,18 @@ def marks(
 
 
 def from_gguf(fields: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """BPE over bytes. No special token is registered."""
-    if (kind := _field(fields, "tokenizer.ggml.model", str)) != "gpt2":
-        raise errors.EngineError(f"tokenizer.ggml.model is {kind!r}, only byte-level BPE (gpt2) is known here")
+    """No special token is registered."""
+    kind = _field(fields, "tokenizer.ggml.model", str)
+    if kind not in ("gpt2", "llama"):
+        raise errors.EngineError(f"tokenizer.ggml.model is {kind!r}, known are gpt2 (bytes) and llama (sentencepiece)")
+    tokenizer = _of_bytes(fields) if kind == "gpt2" else _of_pieces(fields)
+    tokens, kinds = _list(fields, "tokenizer.ggml.tokens", str), _list(fields, "tokenizer.ggml.token_type", int)
+    added = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_TOKEN and token]
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False, special=False) for token in added])
+    return tokenizer
+
+
+def _of_bytes(fields: Mapping[str, Any]) -> tokenizers.Tokenizer:
     splitter = _field(fields, "tokenizer.ggml.pre", str)
     if splitter != "smollm" and splitter not in _PIECES:
         raise errors.EngineError(f"tokenizer.ggml.pre is {splitter!r}, known are smollm, {', '.join(_PIECES)}")
@@ -87,9 +99,35 @@ def from_gguf(fields: Mapping[str, Any]) -> tokenizers.Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, rest])
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = _list(fields, "tokenizer.ggml.token_type", int)
-    added = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_TOKEN and token]
-    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False, special=False) for token in added])
+    return tokenizer
+
+
+def _of_pieces(fields: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Sentencepiece's BPE: it has no list of merges; of all pairs that make a token, the one with the best score is
+    merged first."""
+    tokens, kinds = _list(fields, "tokenizer.ggml.tokens", str), _list(fields, "tokenizer.ggml.token_type", int)
+    scores = _list(fields, "tokenizer.ggml.scores", float)
+    unknown = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN_TOKEN]
+    if len(scores) != len(tokens) or any(score != score for score in scores) or len(unknown) != 1:
+        raise errors.EngineError("tokenizer.ggml.scores does not give each token a score, or not one is unknown")
+    if f"<0x{0:02X}>" not in tokens:
+        raise errors.EngineError("tokenizer.ggml.tokens has no bytes to fall back to")
+    known = {token: index for index, token in enumerate(tokens)}
+    normal = {token for token, kind in zip(tokens, kinds, strict=True) if kind == _NORMAL_TOKEN}
+    if max(map(len, normal), default=0) > _PIECE_LETTERS_MAX:
+        raise errors.EngineError(f"tokenizer.ggml.tokens has words of more than {_PIECE_LETTERS_MAX} letters")
+    merges = []
+    for token in sorted(normal, key=lambda token: (-scores[known[token]], known[token])):
+        pairs = [(token[:at], token[at:]) for at in range(1, len(token))]
+        merges += [pair for pair in pairs if pair[0] in normal and pair[1] in normal]
+    found = models.BPE(vocab=known, merges=merges, unk_token=unknown[0], fuse_unk=True, byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(found)
+    spaces: list[Any] = [normalizers.Replace(" ", _SPACE)]
+    if fields.get("tokenizer.ggml.add_space_prefix", True):
+        spaces.insert(0, normalizers.Prepend(_SPACE))
+    tokenizer.normalizer = normalizers.Sequence(spaces)
+    first = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*first, decoders.Strip(content=" ", left=1, right=0)])
     return tokenizer
 
 

@@ -10,8 +10,10 @@ import gguf as library
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 import torch
 import transformers
+from tokenizers import models, normalizers, trainers
 
 from meshnode import errors
 from meshnode.models import gguf, hub, vocabulary
@@ -133,6 +135,34 @@ def test_words_are_cut_as_the_named_splitter_cuts_them(splitter: str) -> None:
     assert folders.words().token_to_id(folders.ADDED) in found.encode(text).ids
 
 
+def test_pieces_without_merges_are_joined_as_their_scores_say() -> None:
+    """Against the tokenizer they were taken from, whose merges the scores are the ranks of."""
+    theirs = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    theirs.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    marks = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    theirs.train_from_iterator(
+        " ".join(folders.TEXT).split(),
+        trainers.BpeTrainer(vocab_size=330, special_tokens=marks, show_progress=False),
+    )
+    whole = json.loads(theirs.to_str())
+    whole["added_tokens"] = []
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(whole))
+    known = theirs.get_vocab()
+    names = sorted(known, key=known.__getitem__)
+    ranks = {left + right: -float(rank) for rank, (left, right) in enumerate(whole["model"]["merges"])}
+    fields = {
+        "model": "llama",
+        "tokens": names,
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * (len(names) - 259),
+        "scores": [ranks.get(name, -1e6) for name in names],
+    }
+    found = vocabulary.from_gguf({f"tokenizer.ggml.{name}": value for name, value in fields.items()})
+    for text in ("the ships count", "one  lighthouse keeper\n", "日本 <s> the </s>", " ship"):
+        assert found.encode(text).ids == theirs.encode(text).ids
+        assert found.decode(found.encode(text).ids) == text
+        assert not {1, 2} & set(found.encode(text).ids)
+
+
 def faulty(tmp_path: Path, **fields: Any) -> Path:
     """A sound file but for some metadata; None takes a key away."""
     reader = library.GGUFReader(small.write(tmp_path / "sound.gguf"))
@@ -164,7 +194,8 @@ def faulty(tmp_path: Path, **fields: Any) -> Path:
         {"llama.attention.head_count": -1},
         {"llama.attention.layer_norm_rms_epsilon": float("nan")},
         {"llama.context_length": None},
-        {"tokenizer.ggml.model": "llama"},
+        {"tokenizer.ggml.model": "t5"},
+        {"tokenizer.ggml.model": "llama", "scores": None},
         {"tokenizer.ggml.pre": "tekken"},
         {"tokenizer.ggml.merges": ["a b c"]},
         {"tokenizer.ggml.merges": ["u zz"]},
@@ -177,7 +208,7 @@ def faulty(tmp_path: Path, **fields: Any) -> Path:
 def test_metadata_that_does_not_fit_is_refused_by_its_name(tmp_path: Path, fields: dict[str, Any]) -> None:
     gguf.convert(faulty(tmp_path), tmp_path)
     last = next(iter(fields)).split(".")[-1]
-    with pytest.raises(errors.EngineError, match=f"{last}|merge|tokens|vocabulary|key_length"):
+    with pytest.raises(errors.EngineError, match=f"{last}|scores|merge|tokens|vocabulary|key_length"):
         gguf.convert(faulty(tmp_path, **fields), tmp_path)
 
 
