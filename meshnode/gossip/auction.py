@@ -21,6 +21,7 @@ from meshnode.manifest import Manifest
 
 NOMINEES_MAX = 8
 ATTEMPTS_MAX = 3
+SILENT = "did not confirm the award"
 PATIENCE_WINDOWS = 4
 """Bid windows that a late bid is waited for at most. More: a slower no. Fewer: sessions without failover under load."""
 
@@ -124,7 +125,9 @@ class Auction:
             return Refusal(488 if self.bids else 480, self._why(ceiling_s))
         plan = self._seat(hosts, voters)
         if len(plan.replicas) < self.manifest.migration.replicas_min:
-            return Refusal(488, (f"migration.replicas_min: {plan.shortfall}",))
+            # 503: those who are silent may answer the next time.
+            silent = len(self.bids) < len(self.operators) or SILENT in self._excluded.values()
+            return Refusal(503 if silent else 488, (f"migration.replicas_min: {plan.shortfall}",))
         self.plan = plan
         return plan
 
@@ -198,9 +201,23 @@ class Auction:
         self._confirmed.add(peer)
         return all(seat in self._confirmed for seat, _ in self.plan.seats) or None
 
+    def waits_for_seats(self, now: float, confirm_s: float, rng: random.Random) -> bool:
+        """Whether a silent seat is waited for: nobody else could take it, and there is time. A disk may stall."""
+        assert self.plan is not None
+        if now + confirm_s > self.ends_at - 1.0:
+            return False
+        plan, excluded = self.plan, dict(self._excluded)
+        self.exclude_silent()
+        other = self.choose(rng)
+        self.plan, self._excluded = plan, excluded
+        if isinstance(other, Plan) and len(other.replicas) >= len(plan.replicas):
+            return False
+        self.due = now + confirm_s
+        return True
+
     def exclude_silent(self) -> None:
         """Whoever was awarded a seat and did not confirm is out."""
         assert self.plan is not None
         for seat, _ in self.plan.seats:
             if seat not in self._confirmed:
-                self._excluded.setdefault(seat, "did not confirm the award")
+                self._excluded.setdefault(seat, SILENT)

@@ -225,7 +225,7 @@ class Placing:
                 effects += self._finish(auction, 408, ("no placement within the INVITE's time",), b"")
             elif now >= auction.due and auction.phase is Phase.BIDDING:
                 effects += self._decide(now, auction, confirm_s)
-            elif now >= auction.due:
+            elif now >= auction.due and not auction.waits_for_seats(now, confirm_s, self.rng):
                 effects.append(Note("award not confirmed", auction.session))
                 effects += self._again(now, auction, confirm_s)
         return effects
