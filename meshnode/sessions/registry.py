@@ -99,9 +99,12 @@ class Registry:
                 voters.pop(record.session, None)
                 self._bury(record.session, closed=record.closed)
                 continue
-            self._over.pop(record.session, None)
-            if isinstance(record, messages.Appended) and record.prev_seq == 0:
-                voters[record.session] = _again(voters.get(record.session), record.session)
+            if isinstance(record, messages.Appended):
+                if record.prev_seq == 0:
+                    self._over.pop(record.session, None)
+                    voters[record.session] = _again(voters.get(record.session), record.session)
+                elif record.session in self._over:
+                    continue  # was on its way to the disk when the journal was written anew without the session
             voter = voters.setdefault(record.session, Voter(record.session))
             try:
                 voter.replay(record)

@@ -128,14 +128,19 @@ class Voter:
         return records
 
     def replay(self, record: Record) -> None:
-        """Do again what the journal says was done. Raises PeerError for a record that cannot follow the last one."""
+        """Do again what the journal says was done. Raises PeerError for a record that cannot follow the last one.
+
+        A journal that was written anew may run ahead of the records behind it, which were on their way then: those say
+        again what it says already, and whatever it was ahead by had been acknowledged to nobody.
+        """
         if isinstance(record, Promised):
-            self.promised, self.candidate = record.epoch, record.candidate
+            if record.epoch >= self.promised:
+                self.promised, self.candidate = record.epoch, record.candidate
             return
         if record.prev_seq > self.log.last:
             raise errors.PeerError("the journal lacks entries of this session")
         self.log.cut(record.prev_seq)
         for of in record.entries:
             self.log.append(of)
-        self.released = max(self.released, min(record.released, self.log.last))
+        self.released = min(max(self.released, record.released), self.log.last)
         self.epoch = max(self.epoch, self.log.last_epoch)

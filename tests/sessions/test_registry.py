@@ -120,6 +120,17 @@ def test_what_is_over_is_not_born_again_nor_after_a_restart() -> None:
         assert one.born(9.0, registry.contract_of(sealed), sealed)[1] == "this session is over here"
 
 
+def test_an_entry_that_reached_the_disk_behind_its_sessions_grave_raises_nobody() -> None:
+    of, kept = seated()
+    kept += disk(entries(of, log.entry(1, Closed("bye")), released=2))
+    behind = kept[-1]
+    of.tick(1.0)
+    anew = [record for _, record in of.snapshot()]
+    found = again([*anew, behind])
+    assert found.members == {}
+    assert found._over == of._over != {}
+
+
 def test_a_voter_that_was_away_at_the_end_is_told_and_believes_it_when_it_finds_no_owner() -> None:
     closed, _ = seated(2)
     entries(closed, log.entry(1, Closed("bye")), released=2)

@@ -179,3 +179,15 @@ def test_replaying_the_records_gives_the_same_voter(seed: int) -> None:
         fresh.replay(records.unpack(records.pack(record)))
     assert state(fresh) == state(of)
     assert fresh.released <= of.released
+
+
+def test_a_journal_written_anew_may_run_ahead_of_the_records_behind_it() -> None:
+    of = cases.voter(cases.entry(1, 1))
+    behind = messages.Appended(cases.SESSION, of.log.last, (cases.entry(1, 2),), of.released)
+    older = messages.Promised(cases.SESSION, 2, B)
+    of.promise(3, C)
+    of.replay(older)
+    assert (of.promised, of.candidate) == (3, C), "a promise is never taken back"
+    for _ in range(2):
+        of.replay(behind)
+        assert of.log.entries[-1] == cases.entry(1, 2)
