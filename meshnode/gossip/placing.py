@@ -144,7 +144,8 @@ class Placing:
 
     def _again(self, now: float, auction: Auction, confirm_s: float) -> list[Effect]:
         assert auction.plan is not None
-        auction.exclude_silent() if now >= auction.due else None
+        if now >= auction.due:
+            auction.exclude_silent()
         if auction.attempt >= ATTEMPTS_MAX:
             return self._finish(auction, 503, ("the nominees did not confirm; retry in 2 s",), b"")
         return self._decide(now, auction, confirm_s)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from meshnode.ids import PeerId, RequestId
+from meshnode.ids import RequestId
 from meshnode.sessions.messages import Birth, Change, Closed, End, Opened, Token, Turn
 
 
 class Transcript:
     """Fold of a log's changes."""
 
-    __slots__ = ("closed", "context", "eos_closed", "host", "open_turn", "pending", "requests", "said", "turns")
+    __slots__ = ("closed", "context", "eos_closed", "open_turn", "pending", "requests", "said", "turns")
 
     def __init__(self, changes: Sequence[Change] = ()) -> None:
         self.context: list[int] = []
@@ -32,17 +32,14 @@ class Transcript:
         """Whether the context ends in an end-of-turn id."""
         self.closed: str | None = None
         """Why the session is over."""
-        self.host: PeerId | None = None
         for change in changes:
             self.add(change)
 
     def add(self, change: Change) -> None:
         """Apply the next change."""
         match change:
-            case Birth():
+            case Birth() | Opened():
                 pass
-            case Opened(host):
-                self.host = host
             case Turn(request, ids, _):
                 self.context.extend(ids)
                 self.open_turn, self.said, self.eos_closed = change, 0, False

@@ -36,7 +36,7 @@ def addresses(tokens: list[int]) -> tuple[bytes, ...]:
 def test_a_transcript_is_the_fold_of_its_log() -> None:
     of = said(3, 8, 7, 8)
     assert of.context == [100, 101, 102, 7, 8]
-    assert (of.said, of.turns, of.host, of.requests) == (2, 1, A, {cases.request(1)})
+    assert (of.said, of.turns, of.requests) == (2, 1, {cases.request(1)})
     of.add(Token(9, ""))
     assert of.pending == [9]
     of.add(Token(10, "ö"))
