@@ -12,10 +12,15 @@ import json
 import trio
 from rich.table import Table
 
-from meshnode import client, cluster, errors, failover, ids, manifest, shown
+from meshnode import client, cluster, failover, ids, manifest, shown
 
 PROMPT = "Explain to a curious child, step by step, how a telephone call is handed over from one cell to the next."
 SETTINGS = ("--memory-mib", "512", "--threads", "2")
+
+_EVIDENCE = {
+    "reset": "the link was reset and could not be made again",
+    "silence": "nothing was heard for too long",
+}
 
 err = shown.err
 
@@ -52,8 +57,6 @@ async def _show(prompt: str, max_tokens: int, aloud: bool) -> tuple[failover.Rep
             reference = await failover.undisturbed(session, prompt)
             say(f"[dim]{len(reference.ids)} tokens in {_span(reference):.1f} s[/dim]")
         async with mesh.session(wants) as session:
-            if len(session.seats) < 3:
-                raise errors.Refused(503, session.notices or ("three voters are needed",))
             _seats(say, nodes, session)
             return await _kill(say, nodes, session, prompt, reference)
 
@@ -97,13 +100,13 @@ def _span(answer: failover.Answer) -> float:
 def _table(report: failover.Report) -> Table:
     table = Table.grid(padding=(0, 2))
     steps = (
-        ("detected", report.detected_s, "the link was reset and could not be made again"),
+        ("detected", report.detected_s, _EVIDENCE.get(report.evidence, report.evidence)),
         ("restored", report.restored_s, f"{report.pages_restored} pages put back into the engine"),
-        ("elected", report.elected_s, "two of three voters promised the next epoch"),
+        ("elected", report.elected_s, "a majority of the voters promised the next epoch"),
         ("first token", report.first_token_s, f"{report.tokens_recomputed} tokens were recomputed"),
         ("at the client", report.gap_s, "the next token of the answer"),
     )
-    for what, at, words in steps:
+    for what, at, words in sorted(steps, key=lambda step: step[1]):
         when = f"{at * 1000:6.0f} ms" if at >= 0 else "       -"
         table.add_row(f"[dim]kill +[/dim]{when}", f"[bold]{what}[/bold]", f"[dim]{words}[/dim]")
     good = "[bold green]yes[/bold green]" if report.equal else "[bold red]NO[/bold red]"

@@ -53,6 +53,8 @@ class Report:
     """Pages that the replica had acknowledged when the host was killed."""
     context_tokens: int
     killed_after: int
+    evidence: str
+    """Why the new host held the old one for dead: reset or silence."""
     detected_s: float
     elected_s: float
     restored_s: float
@@ -141,6 +143,7 @@ async def report(
         watermark_pages=max((host.get("pages_acked") or {}).values(), default=0),
         context_tokens=row["log_seq"],
         killed_after=sum(at < struck_at for at in answer.times),
+        evidence=_evidence(status, name),
         **notes,
     )
 
@@ -149,6 +152,11 @@ def _moved_at(session: client.Session, struck_at: float) -> float:
     """When the client learned of the host that came after the blow."""
     later = [event.at for event in session.history if isinstance(event.item, Moved) and event.at >= struck_at]
     return later[0] if later else float("inf")
+
+
+def _evidence(status: dict[str, Any], session: str) -> str:
+    found = [note for note in status["notes"] if note["session"] == session and note["what"] == "detected"]
+    return str(found[-1]["detail"]) if found else "none"
 
 
 def _notes(status: dict[str, Any], session: str, asked_at: float, struck_at: float) -> dict[str, float]:
