@@ -75,19 +75,20 @@ async def obtain(
     """
     from meshnode.models import store
 
-    if not settings.join and not settings.join_file:
-        raise errors.ConfigError(f"{what!r} is not here, and there is no peer to ask", hint="--join ADDRESS names one")
     digest = store.as_digest(what)
     models.folder.mkdir(parents=True, exist_ok=True)
     async with _alone(models.folder):
         if found := models.find(what):
             return Obtained(found)
+        if not settings.join and not settings.join_file:
+            raise errors.ConfigError(
+                f"{what!r} is not here, and there is no peer to ask", hint="--join ADDRESS names one"
+            )
         for called in filter(None, (name, "" if digest else what)):
             if not models.free_name(called):
                 raise errors.ConfigError(
                     f"{called!r} is no name, or is taken here", hint=f"meshnode models rm {called}"
                 )
-        work = runner or hands.in_thread()
         who = identity or keys.Identity(os.urandom(keys.SEED_BYTES))
         rate = pacing.bytes_per_s(settings.download_mbit_s_max)
         brain = fetcher.Fetcher(who, digest or what, rate, random.Random(os.urandom(16)), patience_s)

@@ -16,6 +16,7 @@ from meshnode.machine import Carry, Introduced, Stocked
 from meshnode.models import stock, store
 from meshnode.net import memory
 from meshnode.wire import keys
+from tests import world
 from tests.models import small
 
 
@@ -110,8 +111,9 @@ class Mesh:
 
     async def met(self) -> None:
         """Until every node has heard of every other."""
-        while any(len(node.brain.mesh.directory.members) < len(self.nodes) - 1 for node in self.nodes.values()):
-            await trio.sleep(0.1)
+        for node in self.nodes.values():
+            while len(node.brain.mesh.directory.members) < len(self.nodes) - 1:
+                await world.pass_time(0.1)
 
     async def fetch(self, what: str, into: store.Models, *join: str, **options: object) -> obtain.Obtained:
         """Through the nodes of these names, or the first."""
@@ -123,9 +125,7 @@ class Mesh:
         )
         who = keys.Identity(b"guest".ljust(keys.SEED_BYTES, b"."))
         link = self.network.transport(who)
-        return await obtain.obtain(
-            what, into, settings, identity=who, transport=link, runner=hands.at_once, **options
-        )
+        return await obtain.obtain(what, into, settings, identity=who, transport=link, runner=hands.at_once, **options)
 
 
 @asynccontextmanager
