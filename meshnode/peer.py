@@ -168,7 +168,7 @@ class Peer:
                 return self.placing.on_confirm(now, peer, message, timers.CONFIRM_S)
             case talk.Release(auction, session):
                 return [*self.placing.on_release(message), *self.sessions.release(peer, auction, session)]
-            case weights.AskShelf() | weights.AskListing() | weights.AskChunk():
+            case weights.AskShelf() | weights.AskListing() | weights.AskChunk() if via is None:  # weights want a link
                 return self.sharing.asked(now, peer, message)
             case _ if isinstance(message, registry.FromVoter):
                 return self.sessions.from_voter(now, peer, message)

@@ -242,6 +242,7 @@ def test_every_chunk_comes_whatever_the_others_do(seed: int) -> None:
             assert of.deadline < float("inf"), "nothing will happen any more"
             now = max(now, of.deadline)
             peers.hear(now, of.tick(now))
+            assert of.deadline > now, "it would tick for ever"
         for source in of.sources.values():
             assert len(source.asked) <= fetching.WINDOW_MAX
             assert source.asked.keys().isdisjoint(source.late)
