@@ -63,6 +63,8 @@ PAGES_MAX = 128
 """Page frames that wait for the disk. One more is dropped, and shipped again by its host."""
 CHUNKS_MAX = 64
 """Frames of weights that wait for the disk: as many as a fetch has asked for at once. One more is dropped."""
+CHUNKS_BYTES_MAX = 96 << 20
+"""The same in bytes: 64 chunks and a listing or two, whatever a peer sends."""
 
 
 class Brain(Protocol):
@@ -125,6 +127,7 @@ class Driver:
         """Events that went before a Tick that is due."""
         self._ordered: dict[SessionId, deque[Effect]] = {}
         self._pages, self._pages_in = trio.open_memory_channel[ports.Frame](PAGES_MAX)
+        self._chunks_bytes = 0
         self._chunks, self._chunks_in = trio.open_memory_channel[ports.Frame](CHUNKS_MAX)
 
     # ---------------------------------------------------------------------------------------------------------- running
@@ -281,12 +284,21 @@ class Driver:
     # ------------------------------------------------------------------------------------------------------------- bulk
 
     def _bulk_arrived(self, frame: ports.Frame) -> None:
-        """Pages and weights wait apart, so that neither fills the other's queue."""
+        """Pages and weights wait apart, so that neither fills the other's queue; for who takes neither in, nothing."""
         weights = frame.data.startswith(chunk_frames.MAGIC)
+        kind = "chunk" if weights else "page"
+        if (self.freight if weights else self.hands) is None:
+            self.counts[f"refused: a {kind}, for which there is no hand here"] += 1
+            return
+        if weights and self._chunks_bytes + len(frame.data) > CHUNKS_BYTES_MAX:
+            self.counts["lost: chunk queue full"] += 1
+            return
         try:
             (self._chunks if weights else self._pages).send_nowait(frame)
         except trio.WouldBlock:
-            self.counts[f"lost: {'chunk' if weights else 'page'} queue full"] += 1
+            self.counts[f"lost: {kind} queue full"] += 1
+            return
+        self._chunks_bytes += len(frame.data) if weights else 0
 
     async def _store_pages(self) -> None:
         assert self.hands is not None
@@ -300,6 +312,7 @@ class Driver:
     async def _store_chunks(self) -> None:
         assert self.freight is not None
         async for frame in self._chunks_in:
+            self._chunks_bytes -= len(frame.data)
             try:
                 self.submit(await self.freight.arrived(frame))
             except errors.PeerError as error:

@@ -45,7 +45,7 @@ ASK_S = 5.0
 SETTLE_S = 2.0
 """After the first that has a model of the name, for others to say what they mean by it."""
 PATIENCE_S = 60.0
-"""Without a source, or without a chunk of any, until the fetch is given up."""
+"""Without a source, until the fetch is given up."""
 
 
 class Fetcher:
@@ -217,8 +217,10 @@ class Fetcher:
             asked = sorted(self.mesh.links_of(Lane.SIGNAL))
             effects += [Send(peer, Lane.SIGNAL, weights.AskShelf()) for peer in asked]
         assert self._give_up_at is not None
-        if self.fetching is not None and self.fetching.listing is not None and not self.fetching.scanned:
-            self._give_up_at = now + self._patience_s  # our own disk is at work
+        preparing = self.fetching is not None and self.fetching.listing is not None and not self.fetching.scanned
+        if preparing or (self.fetching is not None and self.fetching.sources):
+            # Our own disk is at work, or somebody may answer yet: who never does is dropped, and is no source then.
+            self._give_up_at = now + self._patience_s
         if now >= self._give_up_at and not self.over:
             return effects + self._finish(self._silence())
         return effects

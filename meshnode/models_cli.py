@@ -21,9 +21,10 @@ out = shown.out
 def models_list(as_json: Json = False) -> None:
     """Models that can be served, and which of them are here."""
     from meshnode import node
-    from meshnode.models import registry, store
+    from meshnode.models import incoming, registry, store
 
     here = {model.name: model for model in store.Models(node.models_folder()).list()}
+    broken_off = incoming.left(node.models_folder())
     rows = [
         {
             "name": known.name,
@@ -39,9 +40,11 @@ def models_list(as_json: Json = False) -> None:
         if name not in registry.KNOWN
     ]
     if as_json:
-        print(json.dumps({"models": rows}))
+        print(json.dumps({"models": rows, "broken_off": broken_off}))
         return
     out.print(shown.models(rows))
+    for folder in broken_off:
+        out.print(f"broken off: meshnode models fetch {folder.removesuffix('.new')}, or meshnode models rm {folder}")
 
 
 @app.command("pull")

@@ -68,7 +68,7 @@ async def obtain(
     """The model of this name or digest (64 digits), from the peers that `settings` join.
 
     A name is what peers call a model; the digest that it came to is said through `progress`. `name`: how to call it
-    here, if not as they do. `patience_s`: without a peer that has it, or without a chunk, until it is given up.
+    here, if not as they do. `patience_s`: without a peer that has it, until it is given up.
 
     Raises ConfigError if no peer has it, or a name means several models; StoreError for a disk that is full;
     EngineError for a model that is not computed here.
