@@ -191,6 +191,20 @@ async def test_a_peer_that_gets_the_model_later_is_asked(tmp_path: Path, autojum
     assert got.model.digest == installed.digest
 
 
+async def test_a_peer_that_comes_later_is_asked_though_it_was_not_named(tmp_path: Path, autojump_clock: Clock) -> None:
+    models, installed = shelves.model(tmp_path)
+    async with shelves.mesh() as mesh, trio.open_nursery() as nursery:
+        await mesh.start("named")
+
+        async def later() -> None:
+            await world.pass_time(20.0)
+            await mesh.start("late", shelves.Shelf(models))
+
+        nursery.start_soon(later)
+        got = await mesh.fetch("tiny", store.Models(tmp_path / "here"), "named")
+    assert got.given_bytes == {mesh.nodes["late"].id: installed.disk_bytes}
+
+
 async def test_without_a_mesh_it_is_given_up(tmp_path: Path, autojump_clock: Clock) -> None:
     async with shelves.mesh() as mesh:
         dead = await mesh.start("dead")
