@@ -69,8 +69,8 @@ class Sharing:
         return self.tick(now)
 
     def carried(self, now: float, event: Carried) -> list[Effect]:
-        """A chunk is on its way; or could not be read, then the model is shared no more; or was not taken, then the link
-        is given up with all that waits on it."""
+        """A chunk is on its way; or could not be read: the model is shared no more; or was not taken: the link
+        is given up, with all that waits on it."""
         self._carrying.discard(event.to)
         self.given_bytes += event.sent_bytes
         effects: list[Effect] = []
