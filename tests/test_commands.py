@@ -8,6 +8,7 @@ import typer
 from meshnode import commands, errors
 
 FAULT = errors.ConfigError("no node is running here")
+BESIDE = BaseExceptionGroup("", [KeyboardInterrupt(), ExceptionGroup("", [FAULT])])
 
 
 def ended(raised: BaseException) -> int:
