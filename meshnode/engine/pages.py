@@ -13,6 +13,7 @@ which holds memory for the longest context that might come.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from meshnode import errors
 
@@ -23,6 +24,18 @@ BLOCK_TOKENS = PAGE_TOKENS * BLOCK_PAGES
 
 def blocks_for(token_count: int) -> int:
     return -(-token_count // BLOCK_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows of one session in a pass."""
+
+    row: int
+    tokens: tuple[int, ...]
+    position: int
+    """Of the first token."""
+    pages: tuple[int, ...]
+    """All pages up to the one that holds the last token."""
 
 
 class Blocks:
