@@ -9,29 +9,25 @@ version, `w8/2`, and two machines of different makes are in the same one.
 The pool is laid out for the kernels (native/attention.h); `export` and `restore` speak the wire's order. The call runs
 without the interpreter's lock, so the event loop lives while all cores compute.
 
-Refused: a model whose numbers of inputs would overflow a sum. Rejected: the same in torch operations (a step of sixty
+Rejected: the same in torch operations (a step of sixty
 calls a layer cost more in calls than in products, and bf16 products are in another class on each instruction set).
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from meshnode import errors
-from meshnode.engine import pages, rope, weights
+from meshnode.engine import pages, rope, tiles, weights
 from meshnode.engine.native import library
 
 VERSION = 2
 """Of the arithmetic: whatever changes a bit of a logit raises it. tests/engine/test_native.py pins the bits."""
 PLANES = {"w8": 2, "i8": 1}
-_TILE, _DEEP, _IN_MAX = 32, 64, 65536
-_HUGE_BYTES = 2 << 20
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +44,7 @@ class Pool:
             raise errors.ConfigError(
                 f"{memory_bytes} bytes of KV memory are too few", hint=f"at least {2 * numbers} are needed"
             )
-        self.data = _memory(2 * numbers * self.page_count).view(np.uint16).reshape(self.page_count, numbers)
+        self.data = tiles.memory(2 * numbers * self.page_count).view(np.uint16).reshape(self.page_count, numbers)
         self._library = library.load()
 
     def export(self, page: int) -> bytes:
@@ -84,7 +80,7 @@ class Llama:
     def __init__(
         self,
         of: weights.Shape,
-        loaded: weights.Weights,
+        packed: tiles.Packed,
         memory_bytes: int,
         *,
         planes: int,
@@ -96,9 +92,7 @@ class Llama:
         self.pool = Pool(of, memory_bytes)
         self._of = of
         self._library = library.load(variant)
-        self._kept: list[Any] = []
-        """Whatever the kernels point at."""
-        self._model = self._described(of, loaded, planes)
+        self._model = self._described(of, packed, planes)
         self._engine = self._library.meshnode_open(ctypes.byref(self._model), threads, rows_max, 1)
         if not self._engine:
             raise errors.EngineError(f"no memory or no threads for passes of {rows_max} rows")
@@ -133,18 +127,15 @@ class Llama:
             raise errors.EngineError(f"no memory for a pass of {rows} rows")
         return logits
 
-    def _described(self, of: weights.Shape, loaded: weights.Weights, planes: int) -> library.Model:
+    def _described(self, of: weights.Shape, packed: tiles.Packed, planes: int) -> library.Model:
         layers = (library.Layer * of.layers)()
-        for slot, layer in zip(layers, loaded.layers, strict=True):
-            slot.qkv, slot.out, slot.down = self._packed(layer.qkv), self._packed(layer.out), self._packed(layer.down)
-            slot.gate_up = self._packed(layer.gate_up, _gated(of.ffn))
-            slot.bias, slot.gain = self._numbers(layer.bias), self._numbers(layer.gain)
-        embedding = self._packed(loaded.embedding)
-        head = embedding if loaded.head is loaded.embedding else self._packed(loaded.head)
+        for slot, layer in zip(layers, packed.layers, strict=True):
+            slot.qkv, slot.out = layer.qkv.struct(), layer.out.struct()
+            slot.gate_up, slot.down = layer.gate_up.struct(), layer.down.struct()
+            slot.bias = None if layer.bias is None else layer.bias.ctypes.data
+            slot.gain = None if layer.gain is None else layer.gain.ctypes.data
         turns = rope.turns(of.head_dim, of.rope_theta, of.rope_divisors, of.rope_amplitude, of.context_tokens_max)
-        norm = np.zeros(_padded(of.hidden, _DEEP), np.float32)
-        norm[: of.hidden] = loaded.norm.numpy()
-        self._kept += [layers, turns, norm]
+        self._kept = (packed, layers, turns)
         return library.Model(
             of.layers,
             of.hidden,
@@ -156,43 +147,12 @@ class Llama:
             planes,
             of.rms_eps,
             layers,
-            embedding,
-            head,
-            norm.ctypes.data,
+            packed.embedding.struct(),
+            packed.head.struct(),
+            packed.norm.ctypes.data,
             turns.ctypes.data,
             self.pool.data.ctypes.data,
         )
-
-    def _numbers(self, of: torch.Tensor | None) -> int | None:
-        if of is None:
-            return None
-        self._kept.append(kept := np.ascontiguousarray(of.float().numpy()))
-        return int(kept.ctypes.data)
-
-    def _packed(self, of: weights.Matrix, order: Array | None = None) -> library.Matrix:
-        """Tiles of 32 columns (native/products.h). `order` names the column at each place, -1 for none."""
-        assert of.scale is not None
-        rows, scale = of.turned.t().contiguous().numpy(), of.scale.numpy()  # [out, in], [out]
-        if rows.shape[1] > _IN_MAX:
-            raise errors.ConfigError(f"{rows.shape[1]} inputs overflow a sum of the exact classes", hint="use f32")
-        if order is not None:
-            there = (order >= 0)[:, None]
-            rows, scale = np.where(there, rows[order], np.int8(0)), np.where(there[:, 0], scale[order], np.float32(0))
-        count, width = rows.shape
-        in_padded, out_padded = _padded(width, _DEEP), _padded(count, _TILE)
-        tiles = _memory(in_padded * out_padded)
-        self._library.meshnode_pack(np.ascontiguousarray(rows).ctypes.data, count, width, tiles.ctypes.data, in_padded)
-        scales, offsets = np.zeros(out_padded, np.float32), np.zeros(out_padded, np.int32)
-        scales[:count], offsets[:count] = scale, 128 * rows.sum(1, dtype=np.int32)
-        self._kept += [tiles, scales, offsets]
-        return library.Matrix(tiles.ctypes.data, scales.ctypes.data, offsets.ctypes.data, in_padded, out_padded)
-
-
-def _gated(ffn: int) -> Array:
-    """Sixteen columns of gate, sixteen of up, and so on: what is multiplied lies in one tile."""
-    padded = _padded(ffn, 16)
-    gate = np.where(np.arange(padded) < ffn, np.arange(padded), -1).reshape(-1, 16)
-    return np.concatenate([gate, np.where(gate >= 0, gate + ffn, -1)], axis=1).ravel()
 
 
 def _starts(segments: Sequence[pages.Segment]) -> list[int]:
@@ -205,11 +165,3 @@ def _starts(segments: Sequence[pages.Segment]) -> list[int]:
 
 def _padded(number: int, to: int) -> int:
     return -(-number // to) * to
-
-
-def _memory(byte_count: int) -> Array:
-    """Zeros, touched when they are written; in huge pages where the kernel grants them, and at a line's beginning."""
-    held = mmap.mmap(-1, max(byte_count, 1))
-    if byte_count >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        held.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(held, np.uint8)[:byte_count]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from meshnode import errors
-from meshnode.engine import exact, pages, weights
+from meshnode.engine import exact, pages, tiles, weights
 
 ANSWERS = {"w8": "d668455caa1236c6", "i8": "aceb6fcec572a1d4"}
 """Of exact.VERSION. tests/engine/test_native.py computes them with every variant that the machine can run."""
@@ -51,7 +51,7 @@ def answer(numeric_class: str, variant: str = "", threads: int = 1) -> str:
     """Sixteen hex digits of the logits of prefills, of lone rows and of both together."""
     model = exact.Llama(
         _SHAPE,
-        _weights(),
+        tiles.pack(_SHAPE, _weights()),
         1 << 21,
         planes=exact.PLANES[numeric_class],
         threads=threads,

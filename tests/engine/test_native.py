@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from meshnode import errors
-from meshnode.engine import exact, known, pages, rope, weights
+from meshnode.engine import exact, known, pages, rope, tiles, weights
 from meshnode.engine.native import build, library
 from tests.engine import tiny
 
@@ -22,7 +22,7 @@ TOKENS = tuple((index * index * 7 + index * 31 + 5) % 290 for index in range(700
 def model(numeric_class: str = "w8", *, threads: int = 1, variant: str = "", rows_max: int = 700) -> exact.Llama:
     return exact.Llama(
         tiny.SHAPE,
-        tiny.assembled(numeric_class),
+        tiles.pack(tiny.SHAPE, tiny.assembled(numeric_class)),
         1 << 24,
         planes=exact.PLANES[numeric_class],
         threads=threads,
@@ -84,7 +84,7 @@ def test_the_logits_are_those_of_float64_over_the_same_weights(layers: int, tole
     to keys that lie between two bfloat16 numbers."""
     of, loaded = dataclasses.replace(tiny.SHAPE, layers=layers), tiny.assembled("w8")
     loaded = dataclasses.replace(loaded, layers=loaded.layers[:layers])
-    found = last(exact.Llama(of, loaded, 1 << 24, planes=2, threads=1, rows_max=64), 60, [])
+    found = last(exact.Llama(of, tiles.pack(of, loaded), 1 << 24, planes=2, threads=1, rows_max=64), 60, [])
 
     def dense(matrix: weights.Matrix) -> np.ndarray:
         assert matrix.scale is not None
@@ -144,7 +144,7 @@ def test_numbers_that_are_not_finite_reach_the_logits_of_their_session_alone() -
     poisoned = dataclasses.replace(sound, embedding=weights.Matrix(sound.embedding.turned, scale))
     of = exact.Llama(
         tiny.SHAPE,
-        dataclasses.replace(poisoned, head=sound.head),
+        tiles.pack(dataclasses.replace(tiny.SHAPE, tied=False), dataclasses.replace(poisoned, head=sound.head)),
         1 << 24,
         planes=2,
         threads=1,

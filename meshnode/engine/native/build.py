@@ -6,7 +6,7 @@ The idea: a library's name holds the digest of its sources and flags, so a stale
 to be rebuilt by hand. A wheel carries the libraries (hatch_build.py calls `compile_all`); a checkout whose sources were
 edited compiles what it lacks into the user's cache when an engine is opened, in some seconds.
 
-No -march=native and no fast-math: what a variant may use is said by its flags, and the bits are the same in all of them.
+No -march=native and no fast-math: what a variant may use is said by its flags, and the bits are those of all others.
 Plain Python without our own imports, since it also runs before the package is installed.
 
 Rejected: a C++ extension against torch's headers (minutes to compile, bound to one torch and one Python), and writing
@@ -52,6 +52,7 @@ VARIANTS = (
         "amx", "x86_64", (*_AVX512, "-mamx-tile", "-mamx-int8"), _AVX512_NEEDS | frozenset(("amx_tile", "amx_int8"))
     ),
     Variant("avx512", "x86_64", _AVX512, _AVX512_NEEDS),
+    Variant("vnni", "x86_64", ("-mavx2", "-mfma", "-mavxvnni"), frozenset(("avx2", "fma", "avx_vnni"))),
     Variant("avx2", "x86_64", ("-mavx2", "-mfma"), frozenset(("avx2", "fma"))),
     Variant("plain", "", (), frozenset()),
 )

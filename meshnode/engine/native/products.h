@@ -61,6 +61,50 @@ INLINE void products_few(const int rows, const int planes, const Rows *of, const
     }
 }
 
+#elif defined(__AVXVNNI__)
+
+// Sixteen columns at once: of 16 registers, 12 sum. Rows three by three.
+INLINE void products_half(const int rows, const int planes, const Rows *of, const Matrix *by, int row, int column, float *sums) {
+    const size_t in = (size_t)by->in;
+    const uint8_t *levels = of->levels + (size_t)row * planes * in;
+    const int8_t *weights = by->weights + (size_t)(column / TILE) * in * TILE + column % TILE * 4;
+    __m256i sum[3][2][2];
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < planes; p++) sum[r][p][0] = sum[r][p][1] = _mm256_setzero_si256();
+    for (size_t k = 0; k < in; k += 4, weights += 4 * TILE) {
+        __m256i left = _mm256_loadu_si256((const __m256i *)weights), right = _mm256_loadu_si256((const __m256i *)(weights + 32));
+        for (int r = 0; r < rows; r++)
+            for (int p = 0; p < planes; p++) {
+                int32_t four;
+                memcpy(&four, levels + ((size_t)r * planes + p) * in + k, 4);
+                __m256i by_four = _mm256_set1_epi32(four);
+                sum[r][p][0] = _mm256_dpbusd_avx_epi32(sum[r][p][0], by_four, left);
+                sum[r][p][1] = _mm256_dpbusd_avx_epi32(sum[r][p][1], by_four, right);
+            }
+    }
+    const V scale = v_load(by->scales + column);
+    const __m256i *offset = (const __m256i *)(by->offsets + column);
+    for (int r = 0; r < rows; r++) {
+        V y = v_float((VI){_mm256_sub_epi32(sum[r][0][0], _mm256_loadu_si256(offset)),
+                           _mm256_sub_epi32(sum[r][0][1], _mm256_loadu_si256(offset + 1))});
+        if (planes == 2) y = v_fma(y, v_set(256.0f), v_float((VI){sum[r][1][0], sum[r][1][1]}));
+        v_store(sums + r * TILE + column % TILE, v_mul(v_mul(y, v_set(of->scales[row + r])), scale));
+    }
+}
+
+INLINE void products_few(const int rows, const int planes, const Rows *of, const Matrix *by, int row, int tile, float *sums) {
+    for (int first = 0; first < rows; first += 3)
+        for (int half = 0; half < 2; half++) {
+            float *to = sums + first * TILE;
+            const int column = tile * TILE + half * 16;
+            switch (rows - first) {
+                case 1: products_half(1, planes, of, by, row + first, column, to); break;
+                case 2: products_half(2, planes, of, by, row + first, column, to); break;
+                default: products_half(3, planes, of, by, row + first, column, to); break;
+            }
+        }
+}
+
 #else
 
 #if defined(__AVX2__)
