@@ -81,6 +81,9 @@ class Body:
         parents = (chain.genesis(card.model_digest, card.numeric_class, card.page_tokens), *self.addresses)
         return Ship(cases.SESSION, 1, index, self.addresses[index], parents[index], to)
 
+    def restore(self, load: int = 1) -> Restore:
+        return Restore(cases.SESSION, load, self.addresses, tuple(TOKENS[:32]), b"")
+
 
 def step(position: int, feed: Sequence[int], *, draw: bool = True, pending: tuple[int, ...] = ()) -> Step:
     return Step(cases.SESSION, 1, Work(cases.SESSION, position, tuple(feed), Sampling() if draw else None), pending)
@@ -179,7 +182,7 @@ async def test_pages_go_to_a_replica_and_come_back_as_the_same_tokens() -> None:
         (stored,) = await replica.hands.store_page(frame)
         assert stored == PageStored(A, cases.SESSION, 1, index, host.addresses[index], frames.unpack(frame.data).parent)
     assert replica.admitted == [0, 1]
-    (restored,) = await replica.do(Restore(cases.SESSION, 3, host.addresses))
+    (restored,) = await replica.do(host.restore(3))
     assert restored == Restored(cases.SESSION, 3, 32)
     assert replica.engine.context(cases.SESSION) == tuple(TOKENS[:32])
 
@@ -194,7 +197,7 @@ async def test_a_page_that_rotted_stops_the_restore_there() -> None:
         data = bytearray(replica.disk.read(path))
         data[-1] ^= 1
         replica.disk.write(path, bytes(data))
-        (restored,) = await replica.do(Restore(cases.SESSION, 1, host.addresses))
+        (restored,) = await replica.do(host.restore())
         assert restored.tokens == tokens
 
 
@@ -203,7 +206,7 @@ async def test_pages_that_the_engine_did_not_write_are_none() -> None:
     stranger = Body(fakes.HashEngine(model="other"))
     for frame in sent:
         await stranger.hands.store_page(frame)
-    (restored,) = await stranger.do(Restore(cases.SESSION, 1, host.addresses))
+    (restored,) = await stranger.do(host.restore())
     assert restored.tokens == 0
     assert stranger.engine.context(cases.SESSION) == ()
 

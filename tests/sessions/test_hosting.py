@@ -102,7 +102,7 @@ def test_a_token_that_was_drawn_in_vain_is_not_logged() -> None:
 def test_a_restore_asks_for_whole_pages_and_leaves_the_last_token_to_be_fed() -> None:
     of = fresh()
     context = list(range(9))
-    assert of.restore(context) == [Restore(cases.SESSION, 1, addresses(context)[:2])]
+    assert of.restore(context) == [Restore(cases.SESSION, 1, addresses(context)[:2], tuple(context[: 2 * PAGE]), b"")]
     assert of.busy
     of.restored(PAGE)
     assert (of.loaded, of.pages_restored, of.busy) == (context[:PAGE], 1, False)
