@@ -175,11 +175,14 @@ async def opened(
     numeric_class: str = "w8",
     memory_bytes: int = 1 << 30,
     threads: int = 2,
+    spill_folder: Path | None = None,
+    spill_bytes: int = 0,
 ) -> AsyncIterator[ThreadEngine]:
     """Load a converted model and serve it.
 
     `folder`, `name` and `digest` are those of `models.store.Installed`. `memory_bytes` is for KV alone (23 KB a token
-    for the 135M model). `threads` is torch's, for the whole process: 1, 2 or 4 for exact classes. Raises ConfigError,
+    for the 135M model). `threads` is torch's, for the whole process: 1, 2 or 4 for exact classes. Sessions that do not
+    fit into memory wait in `spill_folder`, which is emptied first; without one they are refused. Raises ConfigError,
     StoreError or EngineError.
     """
 
@@ -192,12 +195,18 @@ async def opened(
 
         from meshnode.engine import arithmetic
         from meshnode.engine import engine as torch_engine
+        from meshnode.engine import spill
 
         if numeric_class != "f32" and threads not in arithmetic.THREAD_COUNTS:
             raise errors.ConfigError(f"{threads} threads do not keep a row's bits", hint="use 1, 2 or 4")
         torch.set_num_threads(threads)
         return torch_engine.TorchEngine.load(
-            folder, name=name, digest=digest, numeric_class=numeric_class, memory_bytes=memory_bytes
+            folder,
+            name=name,
+            digest=digest,
+            numeric_class=numeric_class,
+            memory_bytes=memory_bytes,
+            spill=spill.FolderSpill(spill_folder, spill_bytes) if spill_folder and spill_bytes else None,
         )
 
     inner = await trio.to_thread.run_sync(load)

@@ -42,7 +42,8 @@ class Limits:
     """Whatever was measured. More: streams stutter on a machine with slow rows. Fewer: prompts beside streams crawl."""
 
     def __post_init__(self) -> None:
-        assert 0 < self.beside_rows_min <= self.beside_rows <= self.rows_max
+        assert 2 <= self.beside_rows_min <= self.beside_rows <= self.rows_max
+        assert self.rows_max >= 16, "an eighth must be shared by two prefills"
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,6 @@ class Full(errors.EngineError):
 
 @dataclass(slots=True)
 class _Session:
-    asked_domain: bytes
     domain: bytes
     """Where its pages are found: the one that was asked for, until it took pages from outside."""
     tokens: list[int] = field(default_factory=list)
@@ -142,14 +141,14 @@ class Memory:
         If a token is drawn, the last one of `feed` is left to be computed. `busy` sessions keep their pages. Raises
         EngineError if the position is beyond what is held, and Full; after that the session is cut, no more.
         """
-        known = self._sessions.get(session) or self._new(session, domain)
+        known = self._sessions.get(session) or _Session(domain or session)
         if not 0 <= position <= len(known.tokens):
             raise errors.EngineError(f"position {position} is beyond the {len(known.tokens)} tokens held")
         if pages_for(position + len(feed)) > self._pool.page_count:
             wanted = pages_for(position + len(feed))
             raise errors.EngineError(f"KV memory is too small: {wanted} pages wanted, {self._pool.page_count} are all")
-        if position == 0 and domain != known.asked_domain:
-            known.asked_domain = known.domain = domain or session
+        if position == 0:
+            known.domain = domain or session
         self._sessions[session] = known
         known.used = self._clock = self._clock + 1
         self._cut(known, position)
@@ -193,7 +192,7 @@ class Memory:
     ) -> int:
         """Replace a session by as much of `tokens` as there are full pages for: those that its domain has, then those
         given, which begin at position 0. Returns the tokens held now. A bad page leaves the session as it was."""
-        fresh = self._new(session, domain)
+        fresh = _Session(domain or session)
         self._share(fresh, tokens, len(tokens))
         first = len(fresh.pages)
         try:
@@ -227,9 +226,6 @@ class Memory:
         self.drop(session)
 
     # --------------------------------------------------------------------------------------------------------- inside
-
-    def _new(self, session: ids.SessionId, domain: bytes) -> _Session:
-        return _Session(domain, domain or session)
 
     def _cut(self, known: _Session, position: int) -> None:
         del known.tokens[position:]
