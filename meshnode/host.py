@@ -193,9 +193,8 @@ async def opened(
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
-        from meshnode.engine import arithmetic
+        from meshnode.engine import arithmetic, spill
         from meshnode.engine import engine as torch_engine
-        from meshnode.engine import spill
 
         if numeric_class != "f32" and threads not in arithmetic.THREAD_COUNTS:
             raise errors.ConfigError(f"{threads} threads do not keep a row's bits", hint="use 1, 2 or 4")
