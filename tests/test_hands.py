@@ -226,3 +226,26 @@ async def test_what_is_forgotten_is_gone_from_engine_and_store() -> None:
     await body.do(step(0, TOKENS, draw=False), Forget(cases.SESSION))
     assert body.engine.context(cases.SESSION) == ()
     assert body.pages.sessions() == ()
+
+
+async def test_a_session_that_left_the_engine_leaves_its_pages_to_itself_and_to_its_domain() -> None:
+    for domain, after in ((b"", Unload(cases.SESSION)), (b"tenant", Forget(cases.SESSION))):
+        body = Body()
+        work = Work(cases.SESSION, 0, tuple(TOKENS), None, domain)
+        await body.do(Step(cases.SESSION, 1, work, ()), after)
+        session = cases.SESSION if not domain else SessionId(b"t" * 16)
+        (restored,) = await body.do(Restore(session, 2, body.addresses, tuple(TOKENS[:32]), domain))
+        assert restored == Restored(session, 2, 32)
+        assert body.engine.context(session) == tuple(TOKENS[:32])
+
+
+async def test_a_step_of_another_session_of_the_domain_computes_the_rest_alone() -> None:
+    body = Body()
+    await body.do(Step(cases.SESSION, 1, Work(cases.SESSION, 0, tuple(TOKENS), None, b"tenant"), ()))
+    await body.do(Forget(cases.SESSION))
+    second = SessionId(b"t" * 16)
+    before = body.engine.statistics().computed_tokens
+    (stepped,) = await body.do(Step(second, 1, Work(second, 0, tuple(TOKENS), Sampling(), b"tenant"), ()))
+    (alone,) = await Body().do(step(0, TOKENS))
+    assert stepped.token == alone.token
+    assert body.engine.statistics().computed_tokens - before == len(TOKENS) - 32
