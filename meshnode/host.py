@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -37,6 +36,11 @@ if TYPE_CHECKING:
 REST_S = 0.25
 """Without a call for so long, nobody is between two tokens. Longer: the first passes of a prompt that comes then are
 short for nothing. Shorter: a stream over a slow disk or network finds a long pass in its way."""
+STRAGGLE_STEPS = 0.2
+"""For how much of a step those that are here wait for streams that were in the last one. More: lost whenever one of
+them is over. Less: streams fall into two groups that wait for each other, and each pass carries half of them."""
+STRAGGLE_S_MAX = 0.01
+"""At most so long. Longer than an answer's way through the log on a common disk, it only helps those who are lost."""
 
 Result = TypeVar("Result")
 
@@ -105,6 +109,7 @@ class ThreadEngine:
         while True:
             calls = [] if self._open else [await self._first()]
             calls += self._waiting()
+            calls += await self._stragglers(calls)
             fresh = [call for call in calls if not call.abandoned]
             gone = [call for call in self._open if call.abandoned]
             self._open = [call for call in [*self._open, *fresh] if not call.abandoned]
@@ -118,6 +123,17 @@ class ThreadEngine:
             return await self._calls_out.receive()
         await self._run(self._inner.batcher.all_rest)
         return await self._calls_out.receive()
+
+    async def _stragglers(self, calls: Sequence[_Call]) -> list[_Call]:
+        """Streams of the last pass that are on their way back: worth a wait that is short against a pass."""
+        here = {work.session for call in calls for work in call.batch}
+        missing = self._inner.batcher.expected() - here
+        found: list[_Call] = []
+        with trio.move_on_after(min(STRAGGLE_S_MAX, self._inner.batcher.step_us * STRAGGLE_STEPS / 1e6)):
+            while missing:
+                found.append(await self._calls_out.receive())
+                missing -= {work.session for work in found[-1].batch}
+        return found
 
     def _waiting(self) -> list[_Call]:
         calls: list[_Call] = []
@@ -133,10 +149,10 @@ class ThreadEngine:
                 self._inner.withdraw(number)
         for call in fresh:
             call.numbers = [self._inner.post(work) for work in call.batch]
-        before, started = self._inner.statistics().computed_tokens, time.perf_counter()
+        before = self._inner.statistics().pass_count
         answers = self._inner.advance()
-        rows = self._inner.statistics().computed_tokens - before
-        self._inner.batcher.measured(rows, int((time.perf_counter() - started) * 1e6))
+        if self._inner.statistics().pass_count > before:
+            self._inner.batcher.measured(self._inner.pass_us)
         return answers
 
     def _answer(self, answers: dict[int, torch_engine.Answer]) -> None:

@@ -3,11 +3,13 @@
 The idea: a *job* is some rows of one session; a *pass* runs rows of many jobs through the model once. A job of one row
 is a *stream* at its next token (decode); more rows are a prefill and run in chunks. All waiting streams are in every
 pass. What prefill may add is bounded while streams run, so that a pass with it takes at most as long as two without:
-with s = the time of a step of n rows and r = that of a prefill row, s + p r <= 2 s gives p <= s / r.
+with s = the time of a step of streams and r = what a row beside them adds, s + p r <= 2 s gives p <= s / r. Both are
+measured, because r depends on the machine, on the kernels and on how long the contexts are.
 
 A stream is away between two tokens (its token is written down, sent, and comes back as the next job), and a prefill
 that filled that gap with a long pass would hold it up all the same. So a session counts as a stream until it has
-stayed away for STREAM_PASSES, or somebody says that it is over.
+stayed away for STREAM_PASSES, or somebody says that it is over. Who was in the last pass is worth a short wait
+(`expected`): streams that miss each other run in turns, and each then waits for two passes instead of one.
 
 Nobody starves: the oldest prefill gets half of the room and whatever the others leave; the other half goes to the
 others by turns. A session has one job at a time; the next one joins when that is done or gone.
@@ -24,10 +26,6 @@ from dataclasses import dataclass
 STREAM_PASSES = 8
 """Passes without a row after which a session is no stream any more. More: prefill is slow for longer after an answer.
 Fewer: a slow disk or network turns a stream into somebody that a long pass may keep waiting."""
-STEP_ROWS_MAX = 8
-"""A pass of at most so many rows is measured as a step: its time is mostly the reading of the weights."""
-PREFILL_ROWS_MIN = 64
-"""A pass of at least so many rows is measured as prefill: its time is mostly that of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Limits:
     """In one pass. More: longer waits for whoever comes meanwhile. Fewer: the weights are read more often."""
     beside_rows: int = 24
     """Prefill rows beside streams: s / r above, until it was measured."""
-    beside_rows_min: int = 16
+    beside_rows_min: int = 8
     """Whatever was measured. More: streams stutter on a machine with slow rows. Fewer: prompts beside streams crawl."""
 
     def __post_init__(self) -> None:
@@ -74,8 +72,12 @@ class Batcher:
         """The prefills; whoever got rows as one of the others goes to the end."""
         self._away: dict[Hashable, int] = {}
         """Of each stream, for how many passes it has been without a row."""
-        self._step_us = self._row_us = 0
-        """As measured; 0 is not yet."""
+        self._last_rows = (0, 0)
+        """Of streams and of prefill, in the last pass."""
+        self.step_us = 0
+        """Microseconds of a pass of streams alone, as measured lately; 0 is not yet."""
+        self._row_us = 0
+        """What a prefill row beside streams adds to that."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -104,12 +106,18 @@ class Batcher:
         """Nobody has come for longer than a stream stays away."""
         self._away.clear()
 
-    def measured(self, rows: int, micros: int) -> None:
-        """What a pass of so many rows took. A quarter of each news is believed: machines have other work."""
-        if 0 < rows <= STEP_ROWS_MAX:
-            self._step_us = _mean(self._step_us, micros)
-        elif rows >= PREFILL_ROWS_MIN:
-            self._row_us = _mean(self._row_us, micros // rows)
+    def expected(self) -> set[Hashable]:
+        """Whose next token is due: streams of the last pass that are not here again."""
+        here = {job.session for job in self._jobs.values()}
+        return {session for session, passes in self._away.items() if passes == 0 and session not in here}
+
+    def measured(self, micros: int) -> None:
+        """What the last pass took. A quarter of each news is believed: machines have other work."""
+        streams, prefill = self._last_rows
+        if streams and not prefill:
+            self.step_us = _mean(self.step_us, micros)
+        elif streams and self.step_us:
+            self._row_us = _mean(self._row_us, max(0, micros - self.step_us) // prefill)
 
     def next(self) -> list[Share]:
         """The rows of the next pass, streams first. Empty if nothing waits. They count as done from now on."""
@@ -119,6 +127,7 @@ class Batcher:
         plan = [Share(job, 1) for job in streams] + self._prefills(self._room(len(streams)))
         assert sum(share.rows for share in plan) <= self._limits.rows_max, "a pass is too long"
         assert bool(plan) == bool(self._jobs), "somebody waits and nobody runs"
+        self._last_rows = (len(streams), sum(share.rows for share in plan) - len(streams))
         if plan:
             self._note(self._jobs[job].session for job in streams)
         for share in plan:
@@ -130,7 +139,7 @@ class Batcher:
         left = self._limits.rows_max - stream_rows
         if not stream_rows and not self._away:
             return left
-        beside = self._step_us // self._row_us if self._step_us and self._row_us else self._limits.beside_rows
+        beside = self.step_us // self._row_us if self._row_us else self._limits.beside_rows
         return min(left, max(self._limits.beside_rows_min, beside))
 
     def _prefills(self, room: int) -> list[Share]:

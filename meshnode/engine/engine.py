@@ -17,6 +17,7 @@ Rejected: one forward pass a session (decode of eight sessions costs eight times
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,8 @@ class TorchEngine:
         self._ended: dict[int, Answer] = {}
         """For the next `advance` to return."""
         self._pass_count = self._computed = self._reused = 0
+        self.pass_us = 0
+        """What the model's part of the last pass took. Whoever lives in real time tells the batcher."""
 
     @classmethod
     def load(
@@ -255,7 +258,9 @@ class TorchEngine:
             job.done_count += share.rows
             if not job.left_count() and work.sampling:
                 drawing.append((job, row - 1))
+        started = time.perf_counter()
         logits = self._llama.forward(segments, [last for _, last in drawing])
+        self.pass_us = int((time.perf_counter() - started) * 1e6)
         self._pass_count += 1
         self._computed += row
         for share, segment in zip(shares, segments, strict=True):

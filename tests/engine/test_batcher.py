@@ -15,6 +15,20 @@ def rows(of: batcher.Batcher) -> dict[int, int]:
     return {share.job: share.rows for share in of.next()}
 
 
+def measured(of: batcher.Batcher, steps_us: list[int], row_us: int) -> int:
+    """A stream's steps take so long, and each row of a prompt beside it so much more. The prompt's number, the last."""
+    for number, step_us in enumerate(steps_us):
+        of.add(number, "a", 1)
+        of.next()
+        of.measured(step_us)
+    prompt = len(steps_us) + 1
+    of.add(prompt - 1, "a", 1)
+    of.add(prompt, "long", 10**6)
+    shares = of.next()
+    of.measured(of.step_us + row_us * (sum(share.rows for share in shares) - 1))
+    return prompt
+
+
 def test_a_lone_prefill_takes_whole_passes() -> None:
     of = batcher.Batcher(LIMITS)
     of.add(0, "a", 150)
@@ -74,28 +88,32 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
 
 
 def test_what_a_pass_costs_decides_what_streams_bear() -> None:
-    of = batcher.Batcher(LIMITS)
-    for micros, expected in ((40_000, 20), (2_000, 4), (800_000, 63)):
-        fresh = batcher.Batcher(LIMITS)
-        fresh.measured(1, micros)
-        fresh.measured(64, 64 * 2_000)
-        fresh.add(0, "a", 1)
-        fresh.add(1, "long", 1000)
-        assert rows(fresh) == {0: 1, 1: expected}
-    of.measured(30, 10**9)
-    of.add(0, "a", 1)
-    of.add(1, "long", 1000)
-    assert rows(of)[1] == 12, "a mixed pass says nothing of either"
+    for step_us, expected in ((40_000, 20), (2_000, 4), (800_000, 63)):
+        of = batcher.Batcher(LIMITS)
+        prompt = measured(of, [step_us], 2_000)
+        of.add(prompt + 1, "a", 1)
+        assert rows(of) == {prompt + 1: 1, prompt: expected}
 
 
 def test_a_slow_moment_does_not_turn_everything_over() -> None:
     of = batcher.Batcher(LIMITS)
-    for micros in (20_000, 20_000, 400_000):
-        of.measured(1, micros)
-        of.measured(64, 64 * 2_000)
-    of.add(0, "a", 1)
-    of.add(1, "long", 1000)
-    assert rows(of)[1] == (3 * 20_000 + 400_000) // 4 // 2_000
+    prompt = measured(of, [20_000, 20_000, 60_000], 2_000)
+    of.add(prompt + 1, "a", 1)
+    assert rows(of)[prompt] == (3 * 20_000 + 60_000) // 4 // 2_000
+
+
+def test_who_was_in_the_last_pass_and_is_not_back_is_expected() -> None:
+    of = batcher.Batcher(LIMITS)
+    for number, name in enumerate("abc"):
+        of.add(number, name, 1)
+    of.add(3, "long", 100)
+    of.next()
+    assert of.expected() == {"a", "b", "c"}
+    of.add(4, "a", 1)
+    of.rests("b")
+    assert of.expected() == {"c"}
+    of.next()
+    assert of.expected() == {"a"}
 
 
 class Crowd(stateful.RuleBasedStateMachine):
@@ -139,9 +157,9 @@ class Crowd(stateful.RuleBasedStateMachine):
         self.batcher.remove(job)
         self.over(job)
 
-    @stateful.rule(micros=some.integers(1, 10**7), size=some.integers(1, 64))
-    def measured(self, micros: int, size: int) -> None:
-        self.batcher.measured(size, micros)
+    @stateful.rule(micros=some.integers(1, 10**7))
+    def a_pass_is_measured(self, micros: int) -> None:
+        self.batcher.measured(micros)
 
     @stateful.rule()
     def a_pass_runs(self) -> None:
