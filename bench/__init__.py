@@ -10,6 +10,7 @@ peers are compared; `run` interleaves them and gives medians and ratios.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 
@@ -29,6 +30,11 @@ class Target:
     def met(self, figure: float) -> bool:
         """Whether the figure is where it should be. A target that only stands beside another figure is always met."""
         return (self.at_most is None or figure <= self.at_most) and (self.at_least is None or figure >= self.at_least)
+
+
+def say(words: str) -> None:
+    """How far a long measurement is. On standard error: what stands on the other is the figures."""
+    print(words, file=sys.stderr, flush=True)
 
 
 def at_most(value: float) -> Target:
