@@ -72,6 +72,23 @@ TARGETS: dict[str, dict[str, Target]] = {
         "b8_over_llamacpp": at_least(2.0),
         "b32_over_llamacpp": at_least(3.0),
     },
+    "prefill": {
+        "p2048_over_best_peer": at_least(1.5),
+    },
+    "ttft": {
+        "shared_prefix_speedup": at_least(10),
+    },
+    "loop": {
+        "control_rtt_p99_ms": at_most(20),
+    },
+    "memory": {
+        "rss_over_parts": at_most(1.3),
+    },
+    "quality": {
+        f"{numeric_class}_{figure}": BESIDE
+        for numeric_class in ("f32", "bf16", "w8", "i8")
+        for figure in ("perplexity", "agreement")
+    },
     "codec": {
         "ratio_page": at_least(1.42),
         "ratio_64": at_least(1.45),

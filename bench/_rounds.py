@@ -68,8 +68,17 @@ def run(
         bench.say(f"{label}: {shown} tokens/s, others {one.others_cores:.2f} cores{'' if number else ' (warm-up)'}")
         if number:
             found.append(one)
-        if sum(one.others_cores <= QUIET_CORES for one in found) == runs:
+        if enough(found, runs):
             break
+    return quietest(found, runs)
+
+
+def enough(found: Sequence[Round], runs: int) -> bool:
+    """Whether so many rounds were quiet."""
+    return sum(one.others_cores <= QUIET_CORES for one in found) >= runs
+
+
+def quietest(found: Sequence[Round], runs: int) -> list[Round]:
     return sorted(found, key=lambda one: one.others_cores)[:runs]
 
 
