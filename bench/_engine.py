@@ -107,8 +107,9 @@ class Ours:
                 raise bench.CannotMeasure(str(answer)) from answer
 
 
-def logits(inner: engine.TorchEngine, tokens: Sequence[int]) -> torch.Tensor:  # [token, vocabulary] float32
-    """The logits after each of `tokens`, which are a context of their own."""
+def logits(inner: engine.TorchEngine, index: int, tokens: Sequence[int]) -> torch.Tensor:  # [token, vocabulary]
+    """The logits after each of `tokens`, as float32. Give each call an index of its own: what a session's pages hold is
+    not computed again, and then has no logits."""
     import torch
 
     llama, seen = inner._llama, []
@@ -116,15 +117,16 @@ def logits(inner: engine.TorchEngine, tokens: Sequence[int]) -> torch.Tensor:  #
 
     def forward(segments: Sequence[model.Segment], wanted: Sequence[int]) -> torch.Tensor:
         every = computed(segments, list(range(sum(len(one.tokens) for one in segments))))
-        seen.append(every.clone())
+        seen.append(every.float().clone())
         return every[list(wanted)]
 
     llama.forward = forward  # type: ignore[method-assign]
     try:
-        [answer] = inner.step([ports.Work(session(0), 0, tuple(tokens), None)])
+        [answer] = inner.step([ports.Work(session(index), 0, tuple(tokens), None)])
     finally:
         llama.forward = computed  # type: ignore[method-assign]
-        inner.drop(session(0))
+        inner.drop(session(index))
     if isinstance(answer, errors.EngineError):
         raise bench.CannotMeasure(str(answer)) from answer
+    assert sum(len(rows) for rows in seen) == len(tokens), "rows were computed of something else"
     return torch.cat(seen)

@@ -2,14 +2,15 @@
 
 A ratio is taken within a round, where a slow moment of the machine is in both halves. That is not enough beside busy
 neighbours: llama.cpp's threads spin at a barrier, and with one of two cores taken away they are a hundred times slower
-(measured), while ours sleep. So a round also says how much of the machine others had; rounds that were not quiet are
-run again, a few times, and the quietest count. The figure `..._others_cores` says how quiet those were.
+(measured), while ours sleep. So a round waits a while for a quiet moment, and says how much of the machine others had;
+rounds that were not quiet are run again, and the quietest count. The figure `..._others_cores` says how quiet they were.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ import bench
 
 QUIET_CORES = 0.1
 """What others may take in a round that counts. Less: on a desktop no round counts. More: see above."""
-ROUNDS_MAX_FACTOR = 3
+QUIET_POLL_S = 1.0
+QUIET_POLLS_MAX = 20
+"""How long a round waits for a quiet second."""
+ROUNDS_MAX_FACTOR = 2
 """So many times the rounds asked for are run at most, and then the quietest have to do."""
 _BUSY = (0, 1, 2, 5, 6, 7)
 """Columns of /proc/stat: user, nice, system, irq, softirq, and what the hypervisor took."""
@@ -62,6 +66,7 @@ def run(
     names = list(acting)
     neighbours = Neighbours([one.pid for one in acting.values()])
     for number in range(ROUNDS_MAX_FACTOR * runs + 1):
+        neighbours.await_quiet()
         speeds = {name: tokens / act(acting[name]) for name in (names if number % 2 else names[::-1])}
         one = Round(speeds, neighbours.cores())
         shown = ", ".join(f"{name} {speeds[name]:.1f}" for name in names)
@@ -113,7 +118,15 @@ class Neighbours:
     def cores(self) -> float:
         before, self._before = self._before, self._now()
         passed_s, busy_s, own_s = (now - then for now, then in zip(self._before, before, strict=True))
-        return max(0.0, busy_s - own_s) / passed_s if passed_s else 0.0
+        return round(max(0.0, busy_s - own_s) / passed_s, 3) if passed_s else 0.0
+
+    def await_quiet(self) -> None:
+        """Or the end of our patience; the next `cores` is about what comes after."""
+        self.cores()
+        for _ in range(QUIET_POLLS_MAX):
+            time.sleep(QUIET_POLL_S)
+            if self.cores() <= QUIET_CORES:
+                return
 
     def _now(self) -> tuple[float, float, float]:
         """(clock, busy of all cores, our own), in seconds."""

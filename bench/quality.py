@@ -83,7 +83,7 @@ def _seen(model: store.Installed, numeric_class: str, contexts: list[list[int]])
     started_s = time.perf_counter()
     for number, context in enumerate(contexts):
         with torch.inference_mode():
-            rows = _engine.logits(inner, context)[:-1].float()
+            rows = _engine.logits(inner, number, context)[:-1]
             following = torch.tensor(context[1:])
             losses.append(torch.nn.functional.cross_entropy(rows, following, reduction="none"))
             greedy.append(rows.argmax(-1))
