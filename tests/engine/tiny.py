@@ -7,7 +7,7 @@ import functools
 import torch
 
 from meshnode import ids
-from meshnode.engine import engine, weights
+from meshnode.engine import batcher, engine, memory, weights
 
 SHAPE = weights.Shape(
     layers=3,
@@ -23,6 +23,8 @@ SHAPE = weights.Shape(
     eos=(299,),
 )
 MEMORY_BYTES = 1 << 23
+PAGE_BYTES = SHAPE.layers * 2 * 32 * SHAPE.kv_heads * SHAPE.head_dim * 2
+"""Of the exact class: bf16."""
 
 
 def named(of: weights.Shape = SHAPE, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -56,7 +58,11 @@ def assembled(numeric_class: str) -> weights.Weights:
 
 
 def make(
-    numeric_class: str = "w8", memory_bytes: int = MEMORY_BYTES, loaded: weights.Weights | None = None
+    numeric_class: str = "w8",
+    memory_bytes: int = MEMORY_BYTES,
+    loaded: weights.Weights | None = None,
+    spill: memory.Spill | None = None,
+    limits: batcher.Limits | None = None,
 ) -> engine.TorchEngine:
     return engine.TorchEngine(
         SHAPE,
@@ -65,4 +71,6 @@ def make(
         digest=ids.digest(b"tiny"),
         numeric_class=numeric_class,
         memory_bytes=memory_bytes,
+        spill=spill,
+        limits=limits,
     )
