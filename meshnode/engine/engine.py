@@ -4,7 +4,7 @@ The idea: a step is admitted session by session (position, context, memory), the
 rows. Short feeds go first, so that decode rows ride along with the first chunk of somebody's prefill instead of
 waiting for all of it. What goes wrong with one session is its answer, as a value; the others never notice.
 
-A session is a list of blocks and a length. `Work.position` cuts the length first, so a caller whose step was lost
+A session is a list of pages and a length. `Work.position` cuts the length first, so a caller whose step was lost
 repeats it and gets the same bits.
 
 Refused: context overflow, full memory, logits that are not finite (the session is dropped: its KV cannot be trusted).
@@ -20,20 +20,19 @@ from pathlib import Path
 import torch
 
 from meshnode import errors, ids, ports
-from meshnode.engine import arithmetic, kv, model, pages, sampler, weights
+from meshnode.engine import arithmetic, exact_torch, kv, model, pages, sampler, weights
 
 ROWS_MAX = 256
 """Rows in one pass. More: longer waits for decode rows beside a prefill. Fewer: the weights are read more often."""
 
-_DTYPES = {"w8": torch.bfloat16, "f32": torch.float32}
 Answer = int | None | errors.EngineError
 
 
 @dataclass(slots=True)
 class _Session:
-    blocks: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
     token_count: int = 0
-    """At most `len(blocks) * BLOCK_TOKENS`."""
+    """At most `len(pages) * PAGE_TOKENS`."""
 
 
 @dataclass(slots=True)
@@ -62,13 +61,23 @@ class TorchEngine:
         numeric_class: str,
         memory_bytes: int,
     ) -> None:
-        if numeric_class not in _DTYPES:
-            raise errors.ConfigError(f"no numeric class {numeric_class!r}", hint=f"known: {', '.join(_DTYPES)}")
         recipe = [numeric_class, torch.__version__.split("+")[0]]
-        if numeric_class != "f32":
+        size = (of.layers, of.kv_heads, of.head_dim)
+        self._pool: kv.Pool | exact_torch.Pool
+        self._llama: model.Llama | exact_torch.Llama
+        if numeric_class == "w8":
             recipe.append(arithmetic.fingerprint())
-        self._pool = kv.Pool(of.layers, of.kv_heads, of.head_dim, _DTYPES[numeric_class], memory_bytes)
-        self._llama = model.Llama(of, loaded, self._pool)
+            self._pool = exact_torch.Pool(*size, torch.bfloat16, memory_bytes)
+            self._llama = exact_torch.Llama(of, loaded, self._pool)
+        elif dtype := model.DTYPES.get(numeric_class):
+            device = model.best_device()
+            recipe.append(model.device_name(device))
+            self._pool = kv.Pool(*size, dtype, memory_bytes, device)
+            self._llama = model.Llama(of, loaded, self._pool)
+        else:
+            known = ", ".join(("w8", *model.DTYPES))
+            raise errors.ConfigError(f"no numeric class {numeric_class!r}", hint=f"known: {known}")
+        self._pages = pages.Pages(self._pool.page_count)
         self._sessions: dict[ids.SessionId, _Session] = {}
         self.card = ports.EngineCard(
             model=name,
@@ -119,8 +128,7 @@ class TorchEngine:
         known = self._sessions.get(session, _Session())
         if not 0 <= page_index < known.token_count // pages.PAGE_TOKENS:
             raise errors.EngineError(f"page {page_index} is not full: {known.token_count} tokens are here")
-        block, page_in_block = divmod(page_index, pages.BLOCK_PAGES)
-        return self._pool.export(known.blocks[block], page_in_block)
+        return self._pool.export(known.pages[page_index])
 
     @torch.inference_mode()
     def restore(self, session: ids.SessionId, pages_bytes: Sequence[bytes]) -> int:
@@ -132,18 +140,17 @@ class TorchEngine:
         known = self._sessions.setdefault(session, _Session())
         known.token_count = 0
         self._resize(known, token_count)
-        for page_index, page in enumerate(parsed):
-            block, page_in_block = divmod(page_index, pages.BLOCK_PAGES)
-            self._pool.restore(known.blocks[block], page_in_block, page)
+        for page, content in zip(known.pages, parsed, strict=True):
+            self._pool.restore(page, content)
         known.token_count = token_count
         return token_count
 
     def drop(self, session: ids.SessionId) -> None:
         if known := self._sessions.pop(session, None):
-            self._pool.blocks.give(known.blocks)
+            self._pages.give(known.pages)
 
     def memory_free(self) -> int:
-        return self._pool.memory_free()
+        return self._pages.free_count * self._pool.page_bytes
 
     def _admit(self, work: ports.Work) -> _Session:
         """Check the work, cut its session to the position, and make room. Raises EngineError."""
@@ -163,15 +170,15 @@ class TorchEngine:
         return known
 
     def _resize(self, known: _Session, token_count: int) -> None:
-        wanted = pages.blocks_for(token_count)
-        self._pool.blocks.give(known.blocks[wanted:])
-        del known.blocks[wanted:]
-        missing = wanted - len(known.blocks)
-        known.blocks += self._pool.take(missing, known.blocks[-1] if known.blocks else None)
+        wanted = pages.pages_for(token_count)
+        self._pages.give(known.pages[wanted:])
+        del known.pages[wanted:]
+        missing = wanted - len(known.pages)
+        known.pages += self._pages.take(missing, known.pages[-1] if known.pages else None)
 
     def _pass(self, waiting: list[_Job]) -> list[tuple[_Job, Answer]]:
         """Run at most ROWS_MAX rows of the jobs, in their order; the answers of those that are done by that."""
-        segments: list[model.Segment] = []
+        segments: list[pages.Segment] = []
         finished: list[tuple[_Job, int]] = []
         row = 0
         for job in waiting:
@@ -180,8 +187,8 @@ class TorchEngine:
                 break
             position = job.work.position + job.done_count
             tokens = job.work.feed[job.done_count : job.done_count + taken]
-            blocks = tuple(job.session.blocks[: pages.blocks_for(position + taken)])
-            segments.append(model.Segment(row, tokens, position, blocks))
+            held = tuple(job.session.pages[: pages.pages_for(position + taken)])
+            segments.append(pages.Segment(row, tokens, position, held))
             row += taken
             job.done_count += taken
             job.session.token_count = position + taken

@@ -119,6 +119,8 @@ def load(folder: Path, numeric_class: str) -> Weights:
     source = folder / "weights.safetensors"
     if numeric_class == "f32":
         return assemble(of, _read(source), exact=True)
+    if numeric_class == "bf16":
+        return assemble(of, _read(source), exact=True, dtype=torch.bfloat16)
     packed = folder / _PACKED
     tag = f"{_PACK_VERSION}:{source.stat().st_size}:{source.stat().st_mtime_ns}"
     if _tag(packed) != tag:
@@ -126,8 +128,8 @@ def load(folder: Path, numeric_class: str) -> Weights:
     return _unflat(of, _read(packed))
 
 
-def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weights:
-    """From the usual names to fused matrices: as float32 (`exact`) or as int8 with scales."""
+def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool, dtype: torch.dtype = torch.float32) -> Weights:
+    """From the usual names to fused matrices: as numbers of `dtype` (`exact`) or as int8 with scales."""
 
     def take(name: str, *size: int) -> torch.Tensor:
         found = named.get(name)
@@ -137,7 +139,7 @@ def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weigh
 
     def matrix(*parts: torch.Tensor, gain: torch.Tensor | None = None) -> Matrix:
         whole = torch.cat(parts) if gain is None else torch.cat(parts) * gain
-        return Matrix(whole.t(), None) if exact else quantised(whole)
+        return Matrix(whole.to(dtype).t(), None) if exact else quantised(whole)
 
     q_rows, kv_rows = of.heads * of.head_dim, of.kv_heads * of.head_dim
     shrink = 1.0 if of.qk_norm else of.head_dim**-0.5  # a norm would take it out again: then it is in the norm's gain

@@ -17,14 +17,14 @@ PROMPT = tuple(range(200))
 
 
 def test_full_memory_refuses_one_session_and_serves_the_others() -> None:
-    engine = tiny.make(memory_bytes=3 * pages.BLOCK_PAGES * tiny.make().card.page_bytes)
+    engine = tiny.make(memory_bytes=10 * tiny.make().card.page_bytes)
     answers = engine.step([ports.Work(A, 0, PROMPT, GREEDY), ports.Work(B, 0, PROMPT, GREEDY)])
     assert isinstance(answers[0], int)
     assert isinstance(answers[1], errors.EngineError)
-    assert engine.memory_free() == pages.BLOCK_PAGES * engine.card.page_bytes
+    assert engine.memory_free() == 3 * engine.card.page_bytes
 
 
-def test_memory_too_small_for_one_block_is_the_operators_mistake() -> None:
+def test_memory_too_small_for_one_page_is_the_operators_mistake() -> None:
     with pytest.raises(errors.ConfigError, match="at least"):
         tiny.make(memory_bytes=1000)
 
@@ -68,8 +68,8 @@ def test_a_page_is_layer_kv_slot_head_dim() -> None:
     of = tiny.SHAPE
     page = torch.frombuffer(bytearray(engine.export(A, 1)), dtype=torch.bfloat16)
     page = page.view(of.layers, 2, pages.PAGE_TOKENS, of.kv_heads, of.head_dim)
-    block = engine._sessions[A].blocks[0]
-    assert torch.equal(page[2, 1, 5, 1], engine._pool.data[2, 1, block, 1, pages.PAGE_TOKENS + 5])
+    held = engine._sessions[A].pages[1]
+    assert torch.equal(page[2, 1, 5, 1], engine._pool.data[2, 1, held, 1, 5])
 
 
 def test_a_restore_beyond_the_context_is_refused() -> None:

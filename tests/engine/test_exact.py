@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from meshnode import errors, ids, ports
-from meshnode.engine import arithmetic, engine, model, pages, weights
+from meshnode.engine import arithmetic, engine, exact_torch, pages, weights
 from tests.engine import tiny
 
 A, B, C = (ids.SessionId(bytes([letter]) * ids.SESSION_BYTES) for letter in b"abc")
@@ -32,7 +32,7 @@ class Seen:
         self.rows: list[torch.Tensor] = []
         inner = of._llama.forward
 
-        def forward(segments: list[model.Segment], wanted: list[int]) -> torch.Tensor:
+        def forward(segments: list[pages.Segment], wanted: list[int]) -> torch.Tensor:
             logits = inner(segments, wanted)
             self.rows += list(logits.clone())
             return logits
@@ -98,14 +98,14 @@ def test_a_crowd_of_lone_rows_leaves_no_trace(seen: Seen, expected: torch.Tensor
         seen.feed(name, 0, PROMPT[1 : 1 + length])
         works.append(ports.Work(name, min(length, len(PROMPT) - 1), (9,), ports.Sampling()))
     crowds: list[object] = []
-    inner = model._crowd
+    inner = exact_torch._crowd
 
-    def crowd(segments: list[model.Segment]) -> object:
+    def crowd(segments: list[pages.Segment]) -> object:
         crowds.append(found := inner(segments))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "_crowd", crowd)
+        patch.setattr(exact_torch, "_crowd", crowd)
         seen.engine.step(works)
     assert [row for row in seen.rows if torch.equal(row, expected)]
     assert crowds[-1] is not None
@@ -115,16 +115,15 @@ def test_a_crowd_of_lone_rows_leaves_no_trace(seen: Seen, expected: torch.Tensor
     assert all(any(torch.equal(row, one) for one in alone) for row in seen.rows[-len(works) :])
 
 
-def test_scattered_blocks_leave_no_trace(seen: Seen, expected: torch.Tensor) -> None:
-    class Scattered(pages.Blocks):
+def test_scattered_pages_leave_no_trace(seen: Seen, expected: torch.Tensor) -> None:
+    class Scattered(pages.Pages):
         def _next(self, after: int | None, wanted: int) -> int:
             return self._free.rfind(1) if after is None or after % 2 else self._free.find(1)
 
-    blocks = Scattered(seen.engine._pool.blocks.free_count)
-    seen.engine._pool.blocks = blocks
+    seen.engine._pages = Scattered(seen.engine._pages.free_count)
     seen.feed(A, 0, PROMPT[:-1])
     assert torch.equal(seen.last(A), expected)
-    held = seen.engine._sessions[A].blocks
+    held = seen.engine._sessions[A].pages
     assert held != sorted(held)
 
 
@@ -146,7 +145,7 @@ def test_a_cut_and_a_repeat_leave_no_trace(seen: Seen, expected: torch.Tensor) -
 
 
 def test_used_memory_leaves_no_trace(expected: torch.Tensor) -> None:
-    small = Seen(tiny.make(memory_bytes=4 * tiny.make()._pool.page_bytes * pages.BLOCK_PAGES))
+    small = Seen(tiny.make(memory_bytes=13 * tiny.make()._pool.page_bytes))
     small.feed(B, 0, tuple(reversed(PROMPT)))
     small.engine.drop(B)
     small.feed(A, 0, PROMPT[:-1])

@@ -10,35 +10,35 @@ from meshnode import errors
 from meshnode.engine import pages
 
 
-def test_a_session_grows_into_the_next_block() -> None:
-    blocks = pages.Blocks(100)
-    first = blocks.take(3, None)
-    second = blocks.take(2, None)
+def test_a_session_grows_into_the_next_page() -> None:
+    owned = pages.Pages(100)
+    first = owned.take(3, None)
+    second = owned.take(2, None)
     for session in (first, second, first, second, first):
-        session += blocks.take(1, session[-1])
+        session += owned.take(1, session[-1])
     assert first == list(range(first[0], first[0] + 6))
     assert second == list(range(second[0], second[0] + 4))
 
 
 def test_full_memory_takes_nothing() -> None:
-    blocks = pages.Blocks(4)
-    blocks.take(3, None)
+    owned = pages.Pages(4)
+    owned.take(3, None)
     with pytest.raises(errors.EngineError, match="1 are free"):
-        blocks.take(2, None)
-    assert blocks.free_count == 1
+        owned.take(2, None)
+    assert owned.free_count == 1
 
 
-def test_a_block_given_back_twice_is_our_fault() -> None:
-    blocks = pages.Blocks(4)
-    taken = blocks.take(1, None)
-    blocks.give(taken)
+def test_a_page_given_back_twice_is_our_fault() -> None:
+    owned = pages.Pages(4)
+    taken = owned.take(1, None)
+    owned.give(taken)
     with pytest.raises(AssertionError, match="twice"):
-        blocks.give(taken)
+        owned.give(taken)
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(0, 0), (1, 1), (128, 1), (129, 2)])
-def test_a_begun_block_counts(tokens: int, count: int) -> None:
-    assert pages.blocks_for(tokens) == count
+@pytest.mark.parametrize(("tokens", "count"), [(0, 0), (1, 1), (32, 1), (33, 2)])
+def test_a_begun_page_counts(tokens: int, count: int) -> None:
+    assert pages.pages_for(tokens) == count
 
 
 class Sessions(stateful.RuleBasedStateMachine):
@@ -46,30 +46,30 @@ class Sessions(stateful.RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = pages.Blocks(self.COUNT)
+        self.owned = pages.Pages(self.COUNT)
         self.held: list[list[int]] = []
 
     @stateful.rule(count=some.integers(1, 6))
     def start(self, count: int) -> None:
-        if count <= self.blocks.free_count:
-            self.held.append(self.blocks.take(count, None))
+        if count <= self.owned.free_count:
+            self.held.append(self.owned.take(count, None))
 
-    @stateful.precondition(lambda self: self.held and self.blocks.free_count)
+    @stateful.precondition(lambda self: self.held and self.owned.free_count)
     @stateful.rule(pick=some.integers(0, 99))
     def grow(self, pick: int) -> None:
         session = self.held[pick % len(self.held)]
-        session += self.blocks.take(1, session[-1])
+        session += self.owned.take(1, session[-1])
 
     @stateful.precondition(lambda self: self.held)
     @stateful.rule(pick=some.integers(0, 99))
     def end(self, pick: int) -> None:
-        self.blocks.give(self.held.pop(pick % len(self.held)))
+        self.owned.give(self.held.pop(pick % len(self.held)))
 
     @stateful.invariant()
-    def every_block_is_free_or_somebodys(self) -> None:
-        taken = [block for session in self.held for block in session]
+    def every_page_is_free_or_somebodys(self) -> None:
+        taken = [page for session in self.held for page in session]
         assert len(set(taken)) == len(taken)
-        assert len(taken) + self.blocks.free_count == self.COUNT
+        assert len(taken) + self.owned.free_count == self.COUNT
 
 
 TestSessions = Sessions.TestCase
