@@ -174,7 +174,7 @@ async def opened(
         from meshnode.engine import arithmetic
         from meshnode.engine import engine as torch_engine
 
-        if numeric_class != "f32" and threads not in arithmetic.THREAD_COUNTS:
+        if numeric_class not in ("f32", "bf16") and threads not in arithmetic.THREAD_COUNTS:
             raise errors.ConfigError(f"{threads} threads do not keep a row's bits", hint="use 1, 2 or 4")
         torch.set_num_threads(threads)
         return torch_engine.TorchEngine.load(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
 
 from meshnode import ids
-from meshnode.engine import engine, weights
+from meshnode.engine import engine, model, weights
 
 SHAPE = weights.Shape(
     layers=3,
@@ -52,14 +53,19 @@ def named(of: weights.Shape = SHAPE, seed: int = 0) -> dict[str, torch.Tensor]:
 
 @functools.cache
 def assembled(numeric_class: str) -> weights.Weights:
-    return weights.assemble(SHAPE, named(), exact=numeric_class == "f32")
+    dtype = model.DTYPES.get(numeric_class)
+    return weights.assemble(SHAPE, named(), exact=dtype is not None, dtype=dtype or torch.float32)
 
 
 def make(
-    numeric_class: str = "w8", memory_bytes: int = MEMORY_BYTES, loaded: weights.Weights | None = None
+    numeric_class: str = "w8",
+    memory_bytes: int = MEMORY_BYTES,
+    loaded: weights.Weights | None = None,
+    *,
+    tied: bool = True,
 ) -> engine.TorchEngine:
     return engine.TorchEngine(
-        SHAPE,
+        dataclasses.replace(SHAPE, tied=tied),
         loaded or assembled(numeric_class),
         name="tiny",
         digest=ids.digest(b"tiny"),
