@@ -76,10 +76,13 @@ def test_a_decode_step_of_a_fixed_size_is_the_plain_pass(numeric_class: str, dev
 
 def test_a_step_writes_nothing_but_its_own_rows_and_the_scratch_page(device: str) -> None:
     of = filled("f32", device, fixed_steps=True)
+    of.feed({"b": (3,), "f": (4,), "e": (5,), "d": (6,)})
+    of.pool.data[of.held["d"][1], :, :, LENGTHS["d"] % 32] = 9  # as if the page of the one that left were another's
     before = of.pool.data.clone()
     of.feed({"b": (3,), "f": (4,), "e": (5,)})
+    assert list(of.llama._steps) == [(4, 32)]
     changed = (of.pool.data != before).flatten(4).any(-1).any(1).any(1).nonzero().tolist()  # [page, slot]
-    expected = {(of.held[name][LENGTHS[name] // 32], LENGTHS[name] % 32) for name in "bfe"}
+    expected = {(of.held[name][(LENGTHS[name] + 1) // 32], (LENGTHS[name] + 1) % 32) for name in "bfe"}
     assert {(page, slot) for page, slot in changed if page != of.pool.scratch} == expected
 
 
@@ -91,6 +94,18 @@ def test_tables_of_very_different_lengths_are_not_padded_to_one() -> None:
     assert [tuple(group.table.shape) for group in batch.groups] == [(2, 1), (1, 3), (2, 32), (1, 63)]
     assert batch.wanted is not None
     assert batch.position[batch.wanted].tolist() == [2000, 5]
+
+
+@pytest.mark.parametrize("fixed_steps", [False, True])
+def test_logits_come_in_the_order_of_the_rows_that_are_wanted(fixed_steps: bool) -> None:
+    of = passing.made("f32", fixed_steps=fixed_steps)
+    found = of.feed({"a": (3,), "b": (4,), "c": (5,)})
+    segments = [pages.Segment(2 - row, (3 + row,), 0, (of.free[row],)) for row in range(3)]
+    logits = of.llama.forward(segments, [1, 0, 2, 0])
+    for row, name in zip(logits, "bcac", strict=True):
+        assert off(row, found[name]) < NOISE["f32"]
+    assert off(found["a"], found["b"]) > 10 * NOISE["f32"]
+    assert of.llama.forward(segments, []).shape == (0, tiny.SHAPE.vocabulary)
 
 
 def test_a_large_crowd_is_cut() -> None:
@@ -125,7 +140,7 @@ def test_any_mix_of_chunks_ends_in_the_same_numbers(data: some.DataObject) -> No
 @pytest.mark.parametrize("fixed_steps", [False, True])
 def test_what_somebody_left_in_memory_is_not_seen(numeric_class: str, device: str, fixed_steps: bool) -> None:
     of = passing.made(numeric_class, device, fixed_steps=fixed_steps)
-    of.pool.data[: of.pool.page_count] = float("nan")
+    of.pool.data[:] = float("nan")
     of.feed({"a": TEXT[:40], "b": TEXT[:63]})
     for token in (1, 2, 3):
         found = of.feed({"a": (token,), "b": (token,), "c": (token,)})
