@@ -121,8 +121,8 @@ class Llama:
 
     def _run(self, batch: passes.Batch) -> torch.Tensor:  # float32 [wanted, vocabulary]
         of = self._of
-        rows = self._embedding[batch.token].float()  # [row, hidden]: the sum over layers
-        turns = self._turns[batch.position]  # [row, 1, head_dim / 2] complex
+        rows = self._embedding.index_select(0, batch.token).float()  # [row, hidden]: the sum over layers
+        turns = self._turns.index_select(0, batch.position)  # [row, 1, head_dim / 2] complex
         readings = [self._reading(group) for group in batch.groups]
         counts = [group.seen.numel() for group in batch.groups]
         keys_at = batch.place // _PAGE * (of.layers * 2 * _PAGE) + batch.place % _PAGE  # [row], of layer 0
@@ -135,7 +135,7 @@ class Llama:
             rows += functional.linear(mixed, layer.out)
             gate, up = functional.linear(self._normed(rows), layer.gate_up).split(of.ffn, 1)  # [row, ffn] each
             rows += functional.linear(functional.silu(gate) * up, layer.down)
-        return self._logits(rows if batch.wanted is None else rows[batch.wanted])
+        return self._logits(rows if batch.wanted is None else rows.index_select(0, batch.wanted))
 
     def _reading(self, group: passes.Group) -> _Reading:
         slots = torch.arange(group.table.shape[1] * _PAGE, device=self._device)

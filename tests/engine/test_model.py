@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from meshnode import errors, ids, ports
-from meshnode.engine import agreement, kv, model, pages, passes
+from meshnode.engine import agreement, kv, model, pages, passes, weights
 from tests.engine import passing, tiny
 
 TEXT = tuple((index * index * 7 + index * 31 + 5) % 290 for index in range(700))
@@ -50,7 +50,7 @@ def off(left: torch.Tensor, right: torch.Tensor) -> float:
 @pytest.mark.parametrize("fixed_steps", [False, True])
 @pytest.mark.parametrize("shape", [tiny.SHAPE, WINDOWED], ids=["all", "window"])
 def test_lone_rows_have_the_numbers_that_they_have_alone(
-    numeric_class: str, device: str, fixed_steps: bool, shape: object
+    numeric_class: str, device: str, fixed_steps: bool, shape: weights.Shape
 ) -> None:
     of = filled(numeric_class, device, of=shape, fixed_steps=fixed_steps)
     for step in range(3):
@@ -84,6 +84,18 @@ def test_a_step_writes_nothing_but_its_own_rows_and_the_scratch_page(device: str
     changed = (of.pool.data != before).flatten(4).any(-1).any(1).any(1).nonzero().tolist()  # [page, slot]
     expected = {(of.held[name][(LENGTHS[name] + 1) // 32], (LENGTHS[name] + 1) % 32) for name in "bfe"}
     assert {(page, slot) for page, slot in changed if page != of.pool.scratch} == expected
+
+
+@pytest.mark.parametrize("shape", [tiny.SHAPE, WINDOWED], ids=["all", "window"])
+def test_a_pass_asks_the_device_for_nothing(numeric_class: str, shape: weights.Shape) -> None:
+    """Tensors without contents answer no question, so what runs over them waits for no device and can be recorded."""
+    llama = passing.made(numeric_class, "meta", of=shape).llama
+    segments = [pages.Segment(0, (1,), 90, (0, 1, 2)), pages.Segment(1, TEXT[:40], 20, (3, 4))]
+    for wanted in ([0, 40], []):
+        batch = passes.arrange(segments, wanted, window_tokens=70, gathered_pages_max=256, device=torch.device("meta"))
+        assert llama._run(batch).shape == (len(wanted), shape.vocabulary)
+    with pytest.raises(RuntimeError):
+        batch.token.max().item()
 
 
 def test_tables_of_very_different_lengths_are_not_padded_to_one() -> None:
