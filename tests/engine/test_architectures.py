@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from meshnode import ids, ports
-from meshnode.engine import agreement, engine, model, weights
+from meshnode.engine import engine, model, weights
 from meshnode.models import architectures
-from tests.engine import passing
+from tests.engine import agreement, passing
 
 A, B, C = (ids.SessionId(bytes([letter]) * ids.SESSION_BYTES) for letter in b"abc")
 VOCABULARY = 300

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from meshnode import ids, ports
-from meshnode.engine import agreement, model
-from tests.engine import passing, tiny
+from meshnode.engine import model
+from tests.engine import agreement, passing, tiny
 from tests.engine.test_model import LENGTHS, NOISE, TEXT, filled, off
 
 pytestmark = pytest.mark.gpu

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from meshnode import errors, ids, ports
-from meshnode.engine import agreement, kv, model, pages, passes, weights
-from tests.engine import passing, tiny
+from meshnode.engine import kv, model, pages, passes, weights
+from tests.engine import agreement, passing, tiny
 
 TEXT = tuple((index * index * 7 + index * 31 + 5) % 290 for index in range(700))
 LENGTHS = {"a": 1, "b": 31, "c": 32, "d": 33, "e": 200, "f": 650}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.engine import agreement, kv, weights
+from meshnode.engine import kv, weights
 from meshnode.engine import model as torch_model
 from meshnode.models import tokenizer
+from tests.engine import agreement
 
 TOKENS_MAX = 1500
 
