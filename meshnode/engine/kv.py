@@ -35,7 +35,8 @@ class Pool:
         memory_bytes: int,
         device: str | torch.device = "cpu",
     ) -> None:
-        """`memory_bytes` is for pages that sessions may have. Raises ConfigError if that is not even one."""
+        """`memory_bytes` is for pages that sessions may have. Raises ConfigError if that is not even one, or more than
+        the device has."""
         self._page_shape = (layers, 2, pages.PAGE_TOKENS, kv_heads, head_dim)
         self.page_bytes = layers * 2 * pages.PAGE_TOKENS * kv_heads * head_dim * dtype.itemsize
         self.page_count = memory_bytes // self.page_bytes
@@ -52,7 +53,7 @@ class Pool:
         self.pieces = self.data.view(self.data.shape[0] * layers * 2, -1)
         """The same memory, [page * layer * k|v, slot * kv_head * dim]: what attention reads of a page."""
         pinned = self.data.device.type == "cuda"
-        # Memory that the GPU may write to itself: a third of the time, and only one page of it.
+        # The GPU writes into pinned memory by itself; into other memory the driver would copy through some of its own.
         self._stage = torch.empty(self._page_shape, dtype=dtype, pin_memory=True) if pinned else None
 
     def export(self, page: int) -> bytes:
@@ -98,7 +99,12 @@ def begun(segments: Sequence[pages.Segment]) -> list[int]:
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if device.type != "cpu":
-        return torch.zeros(size, dtype=dtype, device=device)
-    untouched = numpy.zeros(torch.Size(size).numel() * dtype.itemsize, dtype=numpy.uint8)
-    return torch.from_numpy(untouched).view(dtype).view(size)
+    size_bytes = torch.Size(size).numel() * dtype.itemsize
+    try:
+        if device.type != "cpu":
+            return torch.zeros(size, dtype=dtype, device=device)
+        return torch.from_numpy(numpy.zeros(size_bytes, dtype=numpy.uint8)).view(dtype).view(size)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise errors.ConfigError(
+            f"{device.type} has no {size_bytes} bytes for KV memory", hint="ask for less: memory_mib"
+        ) from None

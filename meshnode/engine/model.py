@@ -12,7 +12,7 @@ pages, a kind of rope is a table of rotations.
 
 "f32" is the reference for transformers; neither class promises anything about bits. In "bf16" matrices and KV are
 bfloat16; the sum over layers, norms, rope and logits are float32.
-Rejected: torch.compile (a compiler on every host, and a minute of it for each shape); FlexAttention (it wants that
+Rejected: torch.compile (a compiler on every host, and a wait at each new shape); FlexAttention (it wants that
 compiler); kernels that read through a page table themselves (torch has none that both a CPU and a GPU run).
 """
 

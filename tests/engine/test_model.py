@@ -208,6 +208,12 @@ def test_memory_is_taken_when_it_is_used() -> None:
     assert resident_bytes() - before > 200 << 20
 
 
+@pytest.mark.parametrize("memory_bytes", [1000, 1 << 55])
+def test_memory_that_is_no_page_or_more_than_there_is_is_the_operators_mistake(device: str, memory_bytes: int) -> None:
+    with pytest.raises(errors.ConfigError, match=str(memory_bytes)[:4]):
+        passing.made("bf16", device, memory_bytes=memory_bytes)
+
+
 def test_a_card_says_the_class_and_the_device(numeric_class: str) -> None:
     of = tiny.make(numeric_class)
     assert of.card.numeric_class.startswith(f"{numeric_class}/{torch.__version__.split('+')[0]}/")
