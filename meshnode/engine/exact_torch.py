@@ -96,9 +96,8 @@ class Pool:
         self.data[layer, 0][block, :, slot] = keys.to(self.data.dtype)
         self.data[layer, 1][block, :, slot] = values.to(self.data.dtype)
 
-    def export(self, block: int) -> bytes:
-        page = self.data[:, :, block].transpose(2, 3).contiguous()
-        return page.view(torch.uint8).numpy().tobytes()
+    def export(self, page: int) -> bytes:
+        return self.data[:, :, page].transpose(2, 3).contiguous().view(torch.uint8).numpy().tobytes()
 
     def parse(self, page: bytes) -> torch.Tensor:
         """A page's bytes as a tensor in the wire's order. Raises EngineError before anything is changed."""
@@ -109,8 +108,12 @@ class Pool:
             raise errors.EngineError("a page holds numbers that are not finite")
         return found
 
-    def restore(self, block: int, page: torch.Tensor) -> None:
-        self.data[:, :, block].copy_(page.transpose(2, 3))
+    def restore(self, page: int, parsed: torch.Tensor) -> None:
+        self.data[:, :, page].copy_(parsed.transpose(2, 3))
+
+    def clear(self, taken: Sequence[int]) -> None:
+        for page in taken:
+            self.data[:, :, page] = 0
 
     def copy(self, source: int, target: int) -> None:
         self.data[:, :, target] = self.data[:, :, source]
@@ -151,8 +154,7 @@ class Llama:
         self, segments: Sequence[pages.Segment], wanted: Sequence[int]
     ) -> torch.Tensor:  # [wanted row, vocabulary]
         """Write the KV of all rows, and return the logits of some."""
-        for page in kv.begun(segments):
-            self._pool.data[:, :, page] = 0
+        self._pool.clear(kv.begun(segments))
         rows = self._embed([token for segment in segments for token in segment.tokens])
         places = self._places(segments)
         for number, layer in enumerate(self._weights.layers):

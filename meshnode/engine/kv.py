@@ -14,7 +14,7 @@ masked zero and poison a session. For the same reason a page is zeroed when its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy
 import torch
@@ -80,8 +80,8 @@ class Pool:
         assert 0 <= target < self.page_count
         self.data[target].copy_(self.data[source])
 
-    def clear(self, found: Iterable[int]) -> None:
-        for page in found:
+    def clear(self, taken: Sequence[int]) -> None:
+        for page in taken:
             self.data[page].zero_()
 
 
