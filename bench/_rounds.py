@@ -3,7 +3,8 @@
 A ratio is taken within a round, where a slow moment of the machine is in both halves. That is not enough beside busy
 neighbours: llama.cpp's threads spin at a barrier, and with one of two cores taken away they are a hundred times slower
 (measured), while ours sleep. So a round waits a while for a quiet moment, and says how much of the machine others had;
-rounds that were not quiet are run again, and the quietest count. The figure `..._others_cores` says how quiet they were.
+rounds that were not quiet are run again, and the quietest count. The figure `..._others_cores` says how quiet they
+were.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def up(
     zone: Annotated[str, typer.Option(help="Sovereignty zone.")] = "",
     operator: Annotated[str, typer.Option(help="Who runs this node.")] = "",
     model: Annotated[str, typer.Option(help="What to serve: a model's name or digest.")] = "",
-    numeric_class: Annotated[str, typer.Option(help="w8 or f32.")] = "",
+    numeric_class: Annotated[str, typer.Option(help="w8, i8, bf16 or f32.")] = "",
     memory_mib: Annotated[int | None, typer.Option(help="KV memory for sessions.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads.")] = None,
     host: Annotated[bool | None, typer.Option("--host/--no-host", help="Run sessions here.")] = None,

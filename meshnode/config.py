@@ -35,7 +35,8 @@ class Node:
     model: str = "smollm2-135m"
     """What to serve (`meshnode models list`)."""
     numeric_class: str = "w8"
-    """`w8`: int8 weights, the same bits on every host. `f32`: the reference, slower, not exact over a failover."""
+    """`w8`: int8 weights, the same bits on every host. `f32`: the reference, slower; `bf16`: half its size;
+    neither is exact over a failover, and both run on a GPU where there is one."""
     host: bool = True
     """Whether sessions may run here. A seed that only introduces peers says false and loads no model."""
     vote: bool = True
@@ -76,7 +77,7 @@ def _problems(config: Node) -> list[str]:
     checks = (
         (bool(config.listen), "listen: needs at least one multiaddr"),
         (all(map(_names_a_peer, config.join)), "join: each multiaddr must end in /p2p/ID"),
-        (config.numeric_class in ("w8", "f32"), "numeric_class: must be w8 or f32"),
+        (config.numeric_class in ("w8", "i8", "bf16", "f32"), "numeric_class: must be w8, i8, bf16 or f32"),
         (config.sessions_max >= 1, "sessions_max: must be 1 or more"),
         (config.memory_mib >= 16, "memory_mib: must be 16 or more"),
         (config.disk_mib >= 16, "disk_mib: must be 16 or more"),

@@ -66,6 +66,9 @@ class Pool:
         wire = np.ascontiguousarray(parsed)
         self._move(page, wire, inwards=True)
 
+    def clear(self, taken: Sequence[int]) -> None:
+        """Nothing to do: the kernels read no slot that was not written by the session."""
+
     def copy(self, source: int, target: int) -> None:
         self.data[target] = self.data[source]
 

@@ -106,13 +106,20 @@ def shape(folder: Path) -> Shape:
 
 
 def load(folder: Path, kind: str) -> Weights:
-    """Matrices as "f32" or "int8". Raises StoreError for files that do not fit the architecture."""
-    assert kind in ("f32", "int8")
-    return assemble(shape(folder), _read(folder / "weights.safetensors"), exact=kind == "f32")
+    """Matrices as "f32", "bf16" or "int8". Raises StoreError for files that do not fit the architecture."""
+    of, named = shape(folder), _read(folder / "weights.safetensors")
+    match kind:
+        case "f32":
+            return assemble(of, named, exact=True)
+        case "bf16":
+            return assemble(of, named, exact=True, dtype=torch.bfloat16)
+        case "int8":
+            return assemble(of, named, exact=False)
+    raise AssertionError(f"no matrices of kind {kind}")
 
 
-def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weights:
-    """From the usual names to fused matrices: as float32 (`exact`) or as int8 with scales."""
+def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool, dtype: torch.dtype = torch.float32) -> Weights:
+    """From the usual names to fused matrices: as numbers of `dtype` (`exact`) or as int8 with scales."""
 
     def take(name: str, *size: int) -> torch.Tensor:
         found = named.get(name)
@@ -122,7 +129,7 @@ def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weigh
 
     def matrix(*parts: torch.Tensor, gain: torch.Tensor | None = None) -> Matrix:
         whole = torch.cat(parts) if gain is None else torch.cat(parts) * gain
-        return Matrix(whole.t(), None) if exact else quantised(whole)
+        return Matrix(whole.to(dtype).t(), None) if exact else quantised(whole)
 
     q_rows, kv_rows = of.heads * of.head_dim, of.kv_heads * of.head_dim
     shrink = 1.0 if of.qk_norm else of.head_dim**-0.5  # a norm would take it out again: then it is in the norm's gain
