@@ -73,9 +73,15 @@ class Llama:
     """Weights and the pool they write to, on the pool's device. Not thread-safe."""
 
     def __init__(
-        self, of: weights.Shape, loaded: weights.Weights, pool: kv.Pool, *, fixed_steps: bool | None = None
+        self,
+        of: weights.Shape,
+        loaded: weights.Weights,
+        pool: kv.Pool,
+        *,
+        fixed_steps: bool | None = None,
+        recorder: passes.Recorder | None = None,
     ) -> None:
-        """`fixed_steps`: decode in steps of fixed sizes. None: on a GPU, where they become graphs."""
+        """`fixed_steps`: decode in steps of fixed sizes. None: on a GPU, where `recorder` is by default that of graphs."""
         self._of, self._pool, self._device = of, pool, pool.data.device
         on_gpu = self._device.type == "cuda"
         if on_gpu:
@@ -88,12 +94,15 @@ class Llama:
         self._embedding = self._head if of.tied else _rows(loaded.embedding, self._device)
         self._turns = _turns(of).to(self._device)
         self._fixed_steps = on_gpu if fixed_steps is None else fixed_steps
-        self._graph_memory = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._recorder = passes.cuda_recorder() if on_gpu and recorder is None else recorder
         self._steps: dict[tuple[int, int], passes.FixedStep] = {}
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[pages.Segment], wanted: Sequence[int]) -> torch.Tensor:
-        """Write the KV of all rows, and return the logits of some: float32 [wanted, vocabulary], on the CPU."""
+        """Write the KV of all rows, and return the logits of some: float32 [wanted, vocabulary], on the CPU.
+
+        Waits for the device.
+        """
         window, most = self._of.window_tokens, _GATHERED_PAGES_MAX[self._device.type]
         self._pool.clear(kv.begun(segments))
         if step := self._fitting_step(segments, most):
@@ -104,7 +113,9 @@ class Llama:
             logits = self._run(batch)
         if self._device.type == "cpu":
             return logits
-        return torch.empty(logits.shape, pin_memory=True).copy_(logits)
+        fetched = torch.empty(logits.shape, pin_memory=True).copy_(logits)
+        torch.cuda.synchronize(self._device)  # also where nothing was wanted: who plans passes measures them
+        return fetched
 
     def _fitting_step(self, segments: Sequence[pages.Segment], gathered_pages_max: int) -> passes.FixedStep | None:
         if not self._fixed_steps or len(segments) > _STEP_ROWS_MAX or any(len(one.tokens) > 1 for one in segments):
@@ -115,7 +126,7 @@ class Llama:
             return None
         if size not in self._steps:
             self._steps[size] = passes.FixedStep(
-                self._run, *size, scratch=self._pool.scratch, device=self._device, graph_memory=self._graph_memory
+                self._run, *size, scratch=self._pool.scratch, device=self._device, recorder=self._recorder
             )
         return self._steps[size]
 

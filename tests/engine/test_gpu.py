@@ -22,7 +22,7 @@ def numeric_class(request: pytest.FixtureRequest) -> str:
 
 def test_a_replayed_graph_has_the_numbers_of_the_plain_step(numeric_class: str) -> None:
     recorded, plain = (filled(numeric_class, "cuda", fixed_steps=True) for _ in range(2))
-    plain.llama._graph_memory = None
+    plain.llama._recorder = None
     for token in range(8):
         feeds = dict.fromkeys(LENGTHS, (token,))
         expected, found = plain.feed(feeds), recorded.feed(feeds)
