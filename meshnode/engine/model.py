@@ -81,7 +81,7 @@ class Llama:
         fixed_steps: bool | None = None,
         recorder: passes.Recorder | None = None,
     ) -> None:
-        """`fixed_steps`: decode in steps of fixed sizes. None: on a GPU, where `recorder` is by default that of graphs."""
+        """`fixed_steps`: decode in steps of fixed sizes. By default that is what a GPU does, and records as graphs."""
         self._of, self._pool, self._device = of, pool, pool.data.device
         on_gpu = self._device.type == "cuda"
         if on_gpu:
