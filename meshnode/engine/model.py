@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
-from meshnode.engine import kv, pages, passes, weights
+from meshnode.engine import kv, pages, passes, rope, weights
 
 _PAGE = pages.PAGE_TOKENS
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -210,9 +210,5 @@ def _power_of_two(count: int) -> int:
 
 
 def _turns(of: weights.Shape) -> torch.Tensor:  # [position, 1, head_dim / 2] complex
-    """The rotations of rope, in float64 until the end: at position 8000 float32 angles have lost three digits."""
-    steps = of.rope_theta ** (-torch.arange(0, of.head_dim, 2, dtype=torch.float64) / of.head_dim)
-    if of.rope_divisors:
-        steps /= torch.tensor(of.rope_divisors, dtype=torch.float64)
-    angles = torch.arange(of.context_tokens_max, dtype=torch.float64)[:, None] * steps
-    return torch.polar(torch.full_like(angles, of.rope_amplitude), angles).to(torch.complex64)[:, None]
+    table = rope.turns(of.head_dim, of.rope_theta, of.rope_divisors, of.rope_amplitude, of.context_tokens_max)
+    return torch.view_as_complex(torch.from_numpy(table))[:, None]

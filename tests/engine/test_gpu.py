@@ -99,7 +99,7 @@ def test_the_engine_takes_the_gpu_by_itself(numeric_class: str) -> None:
     assert "cuda-sm" in of.card.numeric_class
     [token] = of.step([ports.Work(A, 0, TEXT[:70], ports.Sampling())])
     assert isinstance(token, int)
-    assert of.restore(A, [of.export(A, 0), of.export(A, 1)]) == 64
+    assert of.restore(A, TEXT[:64], [of.export(A, 0), of.export(A, 1)]) == 64
     assert of.step([ports.Work(A, 64, TEXT[64:70], ports.Sampling())]) == [token]
 
 
