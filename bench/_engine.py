@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bench
 from bench import _orders, _peers
@@ -19,7 +19,7 @@ from meshnode.models import store
 if TYPE_CHECKING:
     import torch
 
-    from meshnode.engine import engine, model
+    from meshnode.engine import engine, pages
 
 MODEL = "smollm2-135m"
 NUMERIC_CLASS = "w8"
@@ -40,17 +40,15 @@ def load(found: store.Installed, numeric_class: str = NUMERIC_CLASS) -> engine.T
     """Raises ConfigError for a class that is not known."""
     # As host.py does, and for its reason; it must be said before torch loads its OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
     from meshnode.engine import engine
 
-    torch.set_num_threads(_peers.THREADS)
     return engine.TorchEngine.load(
         found.folder,
         name=found.name,
         digest=found.digest,
         numeric_class=numeric_class,
         memory_bytes=MEMORY_BYTES,
+        threads=_peers.THREADS,
     )
 
 
@@ -64,7 +62,6 @@ class Ours:
     def __init__(self, inner: engine.TorchEngine) -> None:
         self._inner = inner
         self.pid = os.getpid()
-        self.page_tokens = inner.card.page_tokens
 
     def fill(self, size: int, context: int) -> float:
         """Prefill `size` sessions, one after another, each with words of its own."""
@@ -83,19 +80,11 @@ class Ours:
             self._step([ports.Work(session(index), position, (_orders.TOKEN,), GREEDY) for index in range(size)])
         return time.perf_counter() - started_s
 
-    def feed(self, index: int, position: int, tokens: Sequence[int]) -> float:
+    def feed(self, index: int, position: int, tokens: Sequence[int], domain: bytes = b"") -> float:
         """Seconds until the token after these."""
-        work = ports.Work(session(index), position, tuple(tokens), GREEDY)
+        work = ports.Work(session(index), position, tuple(tokens), GREEDY, domain)
         started_s = time.perf_counter()
         self._step([work])
-        return time.perf_counter() - started_s
-
-    def export(self, index: int, token_count: int) -> list[bytes]:
-        return [self._inner.export(session(index), page) for page in range(token_count // self.page_tokens)]
-
-    def restore(self, index: int, pages: Sequence[bytes]) -> float:
-        started_s = time.perf_counter()
-        self._inner.restore(session(index), pages)
         return time.perf_counter() - started_s
 
     def drop(self, index: int) -> None:
@@ -115,9 +104,9 @@ def logits(inner: engine.TorchEngine, index: int, tokens: Sequence[int]) -> torc
     llama, seen = inner._llama, []
     computed = llama.forward
 
-    def forward(segments: Sequence[model.Segment], wanted: Sequence[int]) -> torch.Tensor:
+    def forward(segments: Sequence[pages.Segment], wanted: Sequence[int]) -> Any:
         every = computed(segments, list(range(sum(len(one.tokens) for one in segments))))
-        seen.append(every.float().clone())
+        seen.append(torch.from_numpy(every.copy()))
         return every[list(wanted)]
 
     llama.forward = forward  # type: ignore[method-assign]

@@ -19,6 +19,8 @@ from bench import _engine, _orders
 SYSTEM_TOKENS = (1040, 2040)
 TURN_TOKENS = 32
 _COLD, _SHARED = 0, 1
+_TENANT = b"bench"
+"""A sharing domain: what one session of it has computed, the other finds."""
 
 
 def run(quick: bool, runs: int) -> dict[str, float]:
@@ -39,19 +41,8 @@ def run(quick: bool, runs: int) -> dict[str, float]:
 def _round(ours: _engine.Ours, count: int, seed: int, turn_seed: int) -> tuple[float, float]:
     """Seconds to the first token behind a system prompt that is new, and behind the same one again."""
     system, turn = _orders.words(count, seed), _orders.words(TURN_TOKENS, turn_seed)
-    cold_s = ours.feed(_COLD, 0, system + turn)
-    shared_s = _shared(ours, system, _orders.words(TURN_TOKENS, turn_seed + 1000))
+    cold_s = ours.feed(_COLD, 0, system + turn, _TENANT)
+    shared_s = ours.feed(_SHARED, 0, system + _orders.words(TURN_TOKENS, turn_seed + 1000), _TENANT)
     ours.drop(_COLD)
     ours.drop(_SHARED)
     return cold_s, shared_s
-
-
-def _shared(ours: _engine.Ours, system: list[int], turn: list[int]) -> float:
-    """Seconds to the first token of a session whose system prompt is in the pages of the cold one.
-
-    The engine does not find them by itself: they are handed over.
-    """
-    pages = ours.export(_COLD, len(system))
-    restore_s = ours.restore(_SHARED, pages)
-    done_count = len(pages) * ours.page_tokens
-    return restore_s + ours.feed(_SHARED, done_count, system[done_count:] + turn)

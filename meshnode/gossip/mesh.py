@@ -68,6 +68,8 @@ class Mesh:
     ) -> None:
         self.agent = agent
         """An agent reads adverts and publishes none: it is a guest, and links to whom it needs, not to everybody."""
+        self.lanes = (Lane.SIGNAL, Lane.MEDIA) if agent else LANES
+        """Lanes that this one dials."""
         self.interests: dict[PeerId, tuple[str, ...]] = {}
         """Peers that an agent needs, with their addresses."""
         self.identity = identity
@@ -171,7 +173,7 @@ class Mesh:
         effects: list[Effect] = []
         self._dial_at = float("inf")
         for peer in sorted(self._targets()):
-            for lane in LANES[:2] if self.agent else LANES:
+            for lane in self.lanes:
                 effects += self._dial(now, peer, lane)
         return effects
 
