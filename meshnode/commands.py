@@ -25,9 +25,11 @@ def said(command: Callable[..., Any]) -> Callable[..., Any]:
             shown.err.print(f"[red]meshnode:[/red] {_escaped(str(error))}")
             raise typer.Exit(1) from None
         except BaseExceptionGroup as group:
+            if group.split((errors.MeshError, KeyboardInterrupt))[1] is not None:
+                raise
             found = _mesh_error(group)
             if found is None:
-                raise
+                raise typer.Exit(130) from None
             shown.err.print(f"[red]meshnode:[/red] {_escaped(str(found))}")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
@@ -36,14 +38,12 @@ def said(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _mesh_error(group: BaseExceptionGroup[Any]) -> BaseException | None:
-    """The one fault in a group of which nothing else is; KeyboardInterrupt counts as none."""
-    match, rest = group.split((errors.MeshError, KeyboardInterrupt))
-    if match is None or rest is not None:
-        return None
-    leaf: BaseException = match
+def _mesh_error(group: BaseExceptionGroup[Any]) -> errors.MeshError | None:
+    """The first fault in a group; somebody's Ctrl-C is none."""
+    leaf: BaseException | None = group.subgroup(errors.MeshError)
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
+    assert leaf is None or isinstance(leaf, errors.MeshError)
     return leaf
 
 

@@ -6,6 +6,7 @@ connection of its own, so neither heartbeats nor a decode step wait for any of i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -80,13 +81,11 @@ class Giver:
             post(Carried(act.to, act.digest, 0))
             return
         sent_bytes = 0
-        try:
-            with trio.move_on_after(SEND_S_MAX):
+        with trio.move_on_after(SEND_S_MAX) as patience:
+            with contextlib.suppress(errors.PeerError):
                 await transport.send(act.to, Lane.BULK, frames.pack(frames.ChunkFrame(act.digest, act.index, data)))
                 sent_bytes = len(data)
-        except errors.PeerError:
-            sent_bytes = 0
-        post(Carried(act.to, act.digest, sent_bytes))
+        post(Carried(act.to, act.digest, sent_bytes, stalled=patience.cancelled_caught))
 
     async def arrived(self, frame: ports.Frame) -> FetchEvent:
         """Nothing is asked for by a node that runs; a fetch has a transport of its own."""

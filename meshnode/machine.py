@@ -146,6 +146,8 @@ class Carried:
     digest: Digest
     sent_bytes: int
     readable: bool = True
+    stalled: bool = False
+    """The peer did not make room for it in time."""
 
 
 @dataclass(frozen=True, slots=True)

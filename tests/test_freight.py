@@ -98,7 +98,7 @@ async def test_a_peer_that_makes_no_room_is_not_waited_for_without_end(autojump_
     line = Line()
     line.room = trio.Event()
     told = await done(freight.Giver(Disk(), hands.at_once), Carry(A, WHOLE.digest, 3), line)
-    assert told == [Carried(A, WHOLE.digest, 0)]
+    assert told == [Carried(A, WHOLE.digest, 0, stalled=True)]
     assert trio.current_time() == freight.SEND_S_MAX
 
 

@@ -49,6 +49,8 @@ class Source:
     late: dict[int, float] = field(default_factory=dict)
     """Chunk, and when it is given up."""
     strikes: int = 0
+    asked_count: int = 0
+    """All that was ever asked of it: of two that are free, the one that was asked less is next."""
 
     @property
     def room(self) -> int:
@@ -199,6 +201,7 @@ class Fetching:
                 break
             peer, index = found
             self.sources[peer].asked[index] = now + CHUNK_S_MAX
+            self.sources[peer].asked_count += 1
             self._askers[index] = self._askers.get(index, 0) + 1
             under_way += 1
             if index == frames.LISTING:
@@ -212,15 +215,17 @@ class Fetching:
     def _next(self) -> tuple[PeerId, int] | None:
         """Who is asked the least for its window, and the first chunk that nobody else is asked for."""
         able = sorted(
-            (len(source.asked) / source.window, peer) for peer, source in self.sources.items() if source.room > 0
+            (len(source.asked) / source.window, source.asked_count, peer)
+            for peer, source in self.sources.items()
+            if source.room > 0
         )
         while self._pool and self._pool[0] not in self.missing:  # it came late, after it was put back
             heapq.heappop(self._pool)
         if able and self._pool:
-            return able[0][1], heapq.heappop(self._pool)
+            return able[0][-1], heapq.heappop(self._pool)
         if frames.LISTING in self.missing:
             return None
-        for _, peer in able:  # nothing is left to ask for: the last ones of the slow are asked of the quick as well
+        for *_, peer in able:  # nothing is left to ask for: the last ones of the slow are asked of the quick as well
             source = self.sources[peer]
             for index, count in self._askers.items():
                 if count < ASKERS_MAX and index not in source.asked:

@@ -17,7 +17,7 @@ from meshnode import errors
 from meshnode.chunks import frames, listing, pacing
 from meshnode.chunks.messages import AskChunk, AskListing, AskShelf, Lack, Shelf, Shelved
 from meshnode.ids import Digest, PeerId
-from meshnode.machine import Carried, Carry, Effect, Note, Send
+from meshnode.machine import Carried, Carry, Effect, HangUp, Note, Send
 from meshnode.ports import Lane
 
 PEERS_MAX = 64
@@ -69,15 +69,19 @@ class Sharing:
         return self.tick(now)
 
     def carried(self, now: float, event: Carried) -> list[Effect]:
-        """A chunk is on its way, or could not be read: then the model is shared no more."""
+        """A chunk is on its way; or could not be read: the model is shared no more; or was not taken: the link
+        is given up, with all that waits on it."""
         self._carrying.discard(event.to)
         self.given_bytes += event.sent_bytes
-        lacking: list[Effect] = []
+        effects: list[Effect] = []
         if not event.readable and self._models.pop(event.digest, None) is not None:
-            lacking = [Note("model not readable", None, event.digest.hex())]
+            effects = [Note("model not readable", None, event.digest.hex())]
+        if event.stalled:  # what waits for it fills our memory, and is not wanted
+            self.left(event.to)
+            effects.append(HangUp(event.to))
         if not event.readable:
-            lacking.append(Send(event.to, Lane.SIGNAL, Lack(event.digest)))
-        return lacking + self.tick(now)
+            effects.append(Send(event.to, Lane.SIGNAL, Lack(event.digest)))
+        return effects + self.tick(now)
 
     def left(self, peer: PeerId) -> None:
         """Its link is down: nothing it asked for is wanted."""

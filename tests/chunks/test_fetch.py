@@ -12,6 +12,7 @@ import trio.testing
 
 from meshnode import errors, fetcher
 from meshnode.chunks import fetching, listing
+from meshnode.machine import Stocked
 from meshnode.models import registry, stock, store
 from tests import world
 from tests.chunks import shelves
@@ -29,6 +30,14 @@ def same(one: store.Installed, other: store.Installed) -> bool:
     return all((one.folder / name).read_bytes() == (other.folder / name).read_bytes() for name in listing.FILES)
 
 
+async def restocked(node: shelves.Node, models: store.Models, after_s: float) -> None:
+    """The node gets its models later."""
+    await world.pass_time(after_s)
+    assert node.shelf is not None
+    node.shelf.inner = stock.Stock(models)
+    node.pump.submit(Stocked(node.shelf.look()))
+
+
 async def test_a_model_comes_by_digest_from_several_peers(tmp_path: Path, autojump_clock: Clock) -> None:
     models, installed = shelves.model(tmp_path)
     here = store.Models(tmp_path / "here")
@@ -37,7 +46,9 @@ async def test_a_model_comes_by_digest_from_several_peers(tmp_path: Path, autoju
         for name in "abc":
             await mesh.start(name, shelves.Shelf(models))
         await mesh.start("none")
-        got = await mesh.fetch(installed.digest.hex(), here, "none", progress=lambda *at: seen.append(at))
+        got = await mesh.fetch(
+            installed.digest.hex(), here, "none", progress=lambda *at: seen.append(at), download_mbit_s_max=1
+        )
     assert same(got.model, installed)
     assert (got.model.digest, got.model.name) == (installed.digest, "tiny")
     assert sum(got.given_bytes.values()) == installed.disk_bytes
@@ -77,14 +88,14 @@ async def test_a_peer_that_lies_is_found_out_and_its_chunks_come_from_another(
     tmp_path: Path, autojump_clock: Clock, kind: type[shelves.Shelf], why: str
 ) -> None:
     models, installed = shelves.model(tmp_path)
-    async with shelves.mesh() as mesh:
-        honest = await mesh.start("honest", shelves.Shelf(models))
+    async with shelves.mesh() as mesh, trio.open_nursery() as nursery:
+        honest = await mesh.start("honest", shelves.Shelf(store.Models(tmp_path / "empty")))
         liars = [await mesh.start(f"liar{number}", kind(models)) for number in range(3)]
-        got = await mesh.fetch(installed.digest.hex(), store.Models(tmp_path / "here"), "liar0")
+        nursery.start_soon(restocked, honest, models, 3.0)  # the liars come first
+        got = await mesh.fetch(installed.digest.hex(), store.Models(tmp_path / "here"))
     assert same(got.model, installed)
     assert got.given_bytes == {honest.id: installed.disk_bytes}
-    assert got.dropped.keys() <= {liar.id for liar in liars}
-    assert got.dropped
+    assert got.dropped.keys() == {liar.id for liar in liars}
     assert all(why in said for said in got.dropped.values())
 
 
@@ -176,19 +187,25 @@ async def test_what_nobody_has_is_said_with_what_they_do_have(tmp_path: Path, au
 
 async def test_a_peer_that_gets_the_model_later_is_asked(tmp_path: Path, autojump_clock: Clock) -> None:
     models, installed = shelves.model(tmp_path)
-    empty = store.Models(tmp_path / "empty")
     async with shelves.mesh() as mesh, trio.open_nursery() as nursery:
-        a = await mesh.start("a", shelves.Shelf(empty))
+        a = await mesh.start("a", shelves.Shelf(store.Models(tmp_path / "empty")))
+        nursery.start_soon(restocked, a, models, 20.0)
+        got = await mesh.fetch("tiny", store.Models(tmp_path / "here"))
+    assert got.model.digest == installed.digest
+
+
+async def test_a_peer_that_comes_later_is_asked_though_it_was_not_named(tmp_path: Path, autojump_clock: Clock) -> None:
+    models, installed = shelves.model(tmp_path)
+    async with shelves.mesh() as mesh, trio.open_nursery() as nursery:
+        await mesh.start("named")
 
         async def later() -> None:
             await world.pass_time(20.0)
-            assert a.shelf is not None
-            a.shelf.inner = stock.Stock(models)
-            a.pump.submit(shelves.Stocked(a.shelf.look()))
+            await mesh.start("late", shelves.Shelf(models))
 
         nursery.start_soon(later)
-        got = await mesh.fetch("tiny", store.Models(tmp_path / "here"))
-    assert got.model.digest == installed.digest
+        got = await mesh.fetch("tiny", store.Models(tmp_path / "here"), "named")
+    assert got.given_bytes == {mesh.nodes["late"].id: installed.disk_bytes}
 
 
 async def test_without_a_mesh_it_is_given_up(tmp_path: Path, autojump_clock: Clock) -> None:

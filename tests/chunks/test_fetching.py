@@ -156,6 +156,17 @@ def test_the_download_limit_is_kept() -> None:
     assert asked(of.tick(0.5)) == [1]
 
 
+def test_under_a_limit_the_sources_take_turns() -> None:
+    of, order, now = begun(A, B, download_bytes_s=1.0 * listing.CHUNK_BYTES), [], 0.0
+    while len(order) < 6:
+        peer, index = next((peer, index) for peer, source in of.sources.items() for index in source.asked)
+        order.append(peer)
+        of.kept(now, peer, index)  # long before the next may be asked for
+        now = of.deadline
+        of.tick(now)
+    assert order.count(A) == order.count(B) == 3
+
+
 def test_no_more_is_under_way_than_may_wait_for_the_disk() -> None:
     of = fetching.Fetching(DIGEST, 0.0)
     of.joined(0.0, C)

@@ -7,7 +7,7 @@ import pytest
 from meshnode import errors, ids
 from meshnode.chunks import frames, listing, pacing, sharing
 from meshnode.chunks.messages import AskChunk, AskListing, AskShelf, Lack, Shelf, Shelved
-from meshnode.machine import Carried, Carry, Note, Send
+from meshnode.machine import Carried, Carry, HangUp, Note, Send
 from meshnode.ports import Lane
 from tests.sessions.cases import A, B, C
 
@@ -107,6 +107,13 @@ def test_what_a_peer_asked_is_forgotten_when_it_leaves() -> None:
     ask(of, A, 0, 1, 2)
     of.left(A)
     assert of.carried(0.0, carried(A)) == []
+    assert of.deadline == float("inf")
+
+
+def test_a_peer_that_takes_nothing_is_hung_up_with_all_it_asked() -> None:
+    of = stocked()
+    ask(of, A, 0, 1, 2)
+    assert of.carried(30.0, Carried(A, MODEL.digest, 0, stalled=True)) == [HangUp(A)]
     assert of.deadline == float("inf")
 
 
