@@ -17,6 +17,7 @@ Rejected: one forward pass a session (decode of eight sessions costs eight times
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -222,11 +223,17 @@ class TorchEngine:
         token_count = work.position + len(work.feed)
         if token_count > self.card.context_tokens_max:
             raise errors.EngineError(f"{token_count} tokens exceed the context of {self.card.context_tokens_max}")
-        draws = work.sampling is not None
-        job.done_count = self._memory.admit(
-            work.session, work.position, work.feed, draws=draws, domain=work.domain, busy=self._busy_sessions()
-        )
+        try:
+            job.done_count = self._room_for(work)
+        except memory.Lost as lost:
+            feed = lost.tokens + work.feed
+            job.work = dataclasses.replace(work, position=work.position - len(lost.tokens), feed=feed)
+            job.done_count = self._room_for(job.work)
         self._reused += job.done_count
+
+    def _room_for(self, work: ports.Work) -> int:
+        draws, busy = work.sampling is not None, self._busy_sessions()
+        return self._memory.admit(work.session, work.position, work.feed, draws=draws, domain=work.domain, busy=busy)
 
     def _check_vocabulary(self, tokens: Sequence[int]) -> None:
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.card.vocabulary:
