@@ -81,6 +81,13 @@ TARGETS: dict[str, dict[str, Target]] = {
     "loop": {
         "control_rtt_p99_ms": at_most(20),
     },
+    "exact": {
+        "architectures": at_least(3),
+        "prompts": at_least(20),
+        "tokens": at_least(20_000),
+        "unequal_tokens": NONE,
+        "unequal_rows": NONE,
+    },
     "memory": {
         "rss_over_parts": at_most(1.3),
     },

@@ -62,7 +62,6 @@ class Ours:
     def __init__(self, inner: engine.TorchEngine) -> None:
         self._inner = inner
         self.pid = os.getpid()
-        self.page_tokens = inner.card.page_tokens
 
     def fill(self, size: int, context: int) -> float:
         """Prefill `size` sessions, one after another, each with words of its own."""
@@ -86,14 +85,6 @@ class Ours:
         work = ports.Work(session(index), position, tuple(tokens), GREEDY, domain)
         started_s = time.perf_counter()
         self._step([work])
-        return time.perf_counter() - started_s
-
-    def export(self, index: int, token_count: int) -> list[bytes]:
-        return [self._inner.export(session(index), page) for page in range(token_count // self.page_tokens)]
-
-    def restore(self, index: int, tokens: Sequence[int], pages: Sequence[bytes]) -> float:
-        started_s = time.perf_counter()
-        self._inner.restore(session(index), tokens, pages)
         return time.perf_counter() - started_s
 
     def drop(self, index: int) -> None:

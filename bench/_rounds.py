@@ -3,8 +3,7 @@
 A ratio is taken within a round, where a slow moment of the machine is in both halves. That is not enough beside busy
 neighbours: llama.cpp's threads spin at a barrier, and with one of two cores taken away they are a hundred times slower
 (measured), while ours sleep. So a round waits a while for a quiet moment, and says how much of the machine others had;
-rounds that were not quiet are run again, and the quietest count. The figure `..._others_cores` says how quiet they
-were.
+rounds that were not quiet are run again, and the quietest count. The figure `..._others_cores` says how quiet it was.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import bench
 QUIET_CORES = 0.1
 """What others may take in a round that counts. Less: on a desktop no round counts. More: see above."""
 QUIET_POLL_S = 1.0
-QUIET_POLLS_MAX = 20
+QUIET_POLLS_MAX = 10
 """How long a round waits for a quiet second."""
 ROUNDS_MAX_FACTOR = 2
 """So many times the rounds asked for are run at most, and then the quietest have to do."""

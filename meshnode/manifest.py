@@ -75,7 +75,7 @@ class Placement:
     model_digest: bytes = b""
     """32 bytes; with it, only these weights will do."""
     numeric_class: str = ""
-    """`w8`, `bf16` or `f32`, or one in full as adverts name it (`w8/2.13.0/...`); empty takes the host's default."""
+    """`w8`, `i8`, `bf16` or `f32`, or one in full as adverts name it (`w8/2`); empty takes the host's default."""
     zones: tuple[str, ...] = ()
     """Sovereignty zones that host, replicas and witness must stand in; empty is anywhere."""
     memory_bytes_min: int = 0

@@ -22,10 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 STREAM_PASSES = 8
 """Passes without a row after which a session is no stream any more. More: prefill is slow for longer after an answer.
 Fewer: a slow disk or network turns a stream into somebody that a long pass may keep waiting."""
+
+
+Session = TypeVar("Session", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +57,23 @@ class Share:
 
 
 @dataclass(slots=True)
-class _Job:
-    session: Hashable
+class _Job(Generic[Session]):
+    session: Session
     stream: bool
     left: int
     """Above 0; a job that has nothing left is gone."""
 
 
-class Batcher:
+class Batcher(Generic[Session]):
     """The jobs that wait, and whose turn it is."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        self._jobs: dict[int, _Job] = {}
-        """By number, which is the order in which they came."""
-        self._last = -1
+        self._jobs: dict[int, _Job[Session]] = {}
+        """In the order in which they joined."""
         self._turns: list[int] = []
         """The prefills; whoever got rows as one of the others goes to the end."""
-        self._away: dict[Hashable, int] = {}
+        self._away: dict[Session, int] = {}
         """Of each stream, for how many passes it has been without a row."""
         self._last_rows = (0, 0)
         """Of streams and of prefill, in the last pass."""
@@ -82,12 +85,11 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def add(self, job: int, session: Hashable, rows: int) -> None:
-        """A job joins; it may be in the next pass. Numbers ascend."""
+    def add(self, job: int, session: Session, rows: int) -> None:
+        """A job joins; it may be in the next pass. The lower its number, the older it is."""
         assert rows > 0, "a job without rows has nothing to wait for"
-        assert job > self._last, f"job {job} is not a new one"
+        assert job not in self._jobs, f"job {job} is here already"
         assert all(one.session != session for one in self._jobs.values()), "a session's jobs would run side by side"
-        self._last = job
         self._jobs[job] = _Job(session, rows == 1, rows)
         if rows > 1:
             self._turns.append(job)
@@ -98,7 +100,7 @@ class Batcher:
         if self._jobs.pop(job, None) and job in self._turns:
             self._turns.remove(job)
 
-    def rests(self, session: Hashable) -> None:
+    def rests(self, session: Session) -> None:
         """Its answer is over: the session will not come back with a next token."""
         self._away.pop(session, None)
 
@@ -106,7 +108,11 @@ class Batcher:
         """Nobody has come for longer than a stream stays away."""
         self._away.clear()
 
-    def expected(self) -> set[Hashable]:
+    def streams(self) -> set[Session]:
+        """Whoever is in the middle of an answer."""
+        return set(self._away)
+
+    def expected(self) -> set[Session]:
         """Whose next token is due: streams of the last pass that are not here again."""
         here = {job.session for job in self._jobs.values()}
         return {session for session, passes in self._away.items() if passes == 0 and session not in here}
@@ -160,7 +166,7 @@ class Batcher:
         assert given < room, "the oldest gets nothing"
         return [Share(oldest, min(self._jobs[oldest].left, room - given)), *shares]
 
-    def _note(self, running: Iterable[Hashable]) -> None:
+    def _note(self, running: Iterable[Session]) -> None:
         """Who had a row in this pass, and who stays away."""
         self._away = {session: passes + 1 for session, passes in self._away.items() if passes + 1 < STREAM_PASSES}
         for session in running:

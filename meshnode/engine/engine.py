@@ -8,8 +8,9 @@ answer, as a value; the others never notice.
 `Work.position` cuts the session first, so a caller whose step was lost repeats it and gets the same bits. A job that
 is withdrawn leaves what it had so far in the session, which is a shorter prefix of the same and no harm.
 
-A job that finds memory full waits while others run, since one of them may end; those behind it that need a page wait
-as well, so that it gets its turn. It is refused when nobody runs.
+A job that finds memory full waits, since another may end; those behind it that need a page wait as well, so that it
+gets its turn. After PATIENCE_PASSES it may take the memory of sessions that are between two tokens; if that is not
+enough and nobody runs, it is refused.
 
 Refused: context overflow, full memory, logits that are not finite (the session is dropped: its KV cannot be trusted).
 Rejected: one forward pass a session (decode of eight sessions costs eight times the weights' memory traffic).
@@ -17,6 +18,7 @@ Rejected: one forward pass a session (decode of eight sessions costs eight times
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,11 @@ from typing import Any
 
 from meshnode import errors, ids, ports
 from meshnode.engine import batcher, memory, pages, prefix, recipes, sampler
+
+PATIENCE_PASSES = 64
+"""So many passes a job waits for memory before a session in the middle of an answer has to make room for it. More: new
+sessions wait longer when memory is short. Fewer: two that do not fit together are read and written more than they run.
+"""
 
 Answer = int | None | errors.EngineError
 
@@ -35,6 +42,8 @@ class _Job:
 
     work: ports.Work
     done_count: int = 0
+    waited_passes: int = 0
+    """For memory."""
 
     def left_count(self) -> int:
         return len(self.work.feed) - self.done_count
@@ -67,7 +76,7 @@ class TorchEngine:
             eos=of.eos,
         )
         self._memory = memory.Memory(self._pool, prefix.Names(digest, self.card.numeric_class), spill=spill)
-        self.batcher = batcher.Batcher(limits)
+        self.batcher = batcher.Batcher[ids.SessionId](limits)
         self._count = 0
         self._waiting: dict[int, _Job] = {}
         """Not admitted yet, in the order in which they came."""
@@ -183,8 +192,9 @@ class TorchEngine:
             try:
                 self._admit(job)
             except memory.Full as full:
-                if self._running:
+                if self._running or job.waited_passes < PATIENCE_PASSES:
                     short = True
+                    job.waited_passes += 1
                     taken.add(work.session)
                     continue
                 self._ended[number] = full
@@ -208,11 +218,20 @@ class TorchEngine:
         token_count = work.position + len(work.feed)
         if token_count > self.card.context_tokens_max:
             raise errors.EngineError(f"{token_count} tokens exceed the context of {self.card.context_tokens_max}")
-        draws = work.sampling is not None
-        job.done_count = self._memory.admit(
-            work.session, work.position, work.feed, draws=draws, domain=work.domain, busy=self._busy_sessions()
-        )
+        try:
+            job.done_count = self._room_for(job)
+        except memory.Lost as lost:
+            feed = lost.tokens + work.feed
+            job.work = dataclasses.replace(work, position=work.position - len(lost.tokens), feed=feed)
+            job.done_count = self._room_for(job)
         self._reused += job.done_count
+
+    def _room_for(self, job: _Job) -> int:
+        work, busy = job.work, self._busy_sessions()
+        if job.waited_passes < PATIENCE_PASSES:
+            busy |= self.batcher.streams()
+        draws = work.sampling is not None
+        return self._memory.admit(work.session, work.position, work.feed, draws=draws, domain=work.domain, busy=busy)
 
     def _check_vocabulary(self, tokens: Sequence[int]) -> None:
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.card.vocabulary:

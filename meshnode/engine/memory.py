@@ -13,7 +13,7 @@ In the domain of a tenant they would be believed by all its sessions; so there a
 domain: what it fills from then on is found by nobody else.
 
 Rejected: preempting single pages (a session needs all of its pages for its next token); recomputing instead of
-spilling (a prefill of 2,000 tokens takes seconds, their pages come from disk in a tenth of one).
+spilling (fifty times slower, DESIGN.md).
 """
 
 from __future__ import annotations
@@ -69,6 +69,14 @@ class Spill(Protocol):
 
 class Full(errors.EngineError):
     """Not enough pages, whoever gives way: another time there may be."""
+
+
+class Lost(errors.EngineError):
+    """A spilled session came back shorter than it went: the disk lost pages. `tokens` are the ids to compute again."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__(f"{len(tokens)} tokens of a spilled session were lost")
+        self.tokens = tuple(tokens)
 
 
 @dataclass(slots=True)
@@ -139,7 +147,7 @@ class Memory:
         """Cut a session to `position` and make room for `feed`; returns how much of it is there already.
 
         If a token is drawn, the last one of `feed` is left to be computed. `busy` sessions keep their pages. Raises
-        EngineError if the position is beyond what is held, and Full; after that the session is cut, no more.
+        EngineError if the position is beyond what is held, Full and Lost; after that the session is cut, no more.
         """
         known = self._sessions.get(session) or _Session(domain or session)
         if not 0 <= position <= len(known.tokens):
@@ -278,16 +286,20 @@ class Memory:
         first, count = len(known.pages), pages_for(len(known.tokens))
         taken = self._take_or_give_back(known, count - first, busy)
         known.pages += taken
+        read = first
         try:
-            for index in range(first, count):
-                self._pool.restore(known.pages[index], self._pool.parse(self._spill.read(session, index)))
+            while read < count:
+                self._pool.restore(known.pages[read], self._pool.parse(self._spill.read(session, read)))
+                read += 1
         except errors.EngineError:
-            self.drop(session)
-            raise
+            lost = known.tokens[read * PAGE_TOKENS :]
+            self._cut(known, read * PAGE_TOKENS)
         known.spilled = False
         self._spill.drop(session)
         for index in range(first, len(known.chain)):
             self._seal(known, index)
+        if read < count:
+            raise Lost(lost)
 
     def _seal(self, known: _Session, index: int) -> None:
         if index == len(known.chain):

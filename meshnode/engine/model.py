@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 
-from meshnode.engine import kv, pages, passes, weights
+from meshnode.engine import kv, pages, passes, rope, weights
 
 _PAGE = pages.PAGE_TOKENS
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -73,9 +73,15 @@ class Llama:
     """Weights and the pool they write to, on the pool's device. Not thread-safe."""
 
     def __init__(
-        self, of: weights.Shape, loaded: weights.Weights, pool: kv.Pool, *, fixed_steps: bool | None = None
+        self,
+        of: weights.Shape,
+        loaded: weights.Weights,
+        pool: kv.Pool,
+        *,
+        fixed_steps: bool | None = None,
+        recorder: passes.Recorder | None = None,
     ) -> None:
-        """`fixed_steps`: decode in steps of fixed sizes. None: on a GPU, where they become graphs."""
+        """`fixed_steps`: decode in steps of fixed sizes. By default that is what a GPU does, and records as graphs."""
         self._of, self._pool, self._device = of, pool, pool.data.device
         on_gpu = self._device.type == "cuda"
         if on_gpu:
@@ -88,12 +94,15 @@ class Llama:
         self._embedding = self._head if of.tied else _rows(loaded.embedding, self._device)
         self._turns = _turns(of).to(self._device)
         self._fixed_steps = on_gpu if fixed_steps is None else fixed_steps
-        self._graph_memory = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._recorder = passes.cuda_recorder() if on_gpu and recorder is None else recorder
         self._steps: dict[tuple[int, int], passes.FixedStep] = {}
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[pages.Segment], wanted: Sequence[int]) -> torch.Tensor:
-        """Write the KV of all rows, and return the logits of some: float32 [wanted, vocabulary], on the CPU."""
+        """Write the KV of all rows, and return the logits of some: float32 [wanted, vocabulary], on the CPU.
+
+        Waits for the device.
+        """
         window, most = self._of.window_tokens, _GATHERED_PAGES_MAX[self._device.type]
         self._pool.clear(kv.begun(segments))
         if step := self._fitting_step(segments, most):
@@ -104,7 +113,9 @@ class Llama:
             logits = self._run(batch)
         if self._device.type == "cpu":
             return logits
-        return torch.empty(logits.shape, pin_memory=True).copy_(logits)
+        fetched = torch.empty(logits.shape, pin_memory=True).copy_(logits)
+        torch.cuda.synchronize(self._device)  # also where nothing was wanted: who plans passes measures them
+        return fetched
 
     def _fitting_step(self, segments: Sequence[pages.Segment], gathered_pages_max: int) -> passes.FixedStep | None:
         if not self._fixed_steps or len(segments) > _STEP_ROWS_MAX or any(len(one.tokens) > 1 for one in segments):
@@ -115,7 +126,7 @@ class Llama:
             return None
         if size not in self._steps:
             self._steps[size] = passes.FixedStep(
-                self._run, *size, scratch=self._pool.scratch, device=self._device, graph_memory=self._graph_memory
+                self._run, *size, scratch=self._pool.scratch, device=self._device, recorder=self._recorder
             )
         return self._steps[size]
 
@@ -199,9 +210,5 @@ def _power_of_two(count: int) -> int:
 
 
 def _turns(of: weights.Shape) -> torch.Tensor:  # [position, 1, head_dim / 2] complex
-    """The rotations of rope, in float64 until the end: at position 8000 float32 angles have lost three digits."""
-    steps = of.rope_theta ** (-torch.arange(0, of.head_dim, 2, dtype=torch.float64) / of.head_dim)
-    if of.rope_divisors:
-        steps /= torch.tensor(of.rope_divisors, dtype=torch.float64)
-    angles = torch.arange(of.context_tokens_max, dtype=torch.float64)[:, None] * steps
-    return torch.polar(torch.full_like(angles, of.rope_amplitude), angles).to(torch.complex64)[:, None]
+    table = rope.turns(of.head_dim, of.rope_theta, of.rope_divisors, of.rope_amplitude, of.context_tokens_max)
+    return torch.view_as_complex(torch.from_numpy(table))[:, None]

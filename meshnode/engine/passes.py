@@ -5,15 +5,17 @@ long, since short ones are padded; a segment of many rows is a group by itself. 
 rows simply stand in their order, and `arrange` knows where a caller's row went.
 
 A `FixedStep` is a decode step whose tensors never move: the numbers of a step are copied into one tensor, of which the
-`Batch` is views. A GPU is told once what to do with that batch (a CUDA graph, recorded at the second use, so that sizes
-that come once are not), and then it takes one call instead of some twenty a layer. Rows that only fill up the size are
-of token 0, read the pool's scratch page, and write there. Everywhere else the step is the same function, run plainly.
+`Batch` is views. A GPU is told once what to do with that batch (a CUDA graph, recorded after the second use, so that
+sizes that come once are not), and then it takes one call instead of some twenty a layer. Rows that only fill up the
+size are of token 0, read the pool's scratch page, and write there. Everywhere else the step is the same function, run
+plainly.
 
 Rejected: one graph for the widest table (each step would read the longest context for every session).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +25,13 @@ from meshnode.engine import pages
 
 _NUMBERS = 4
 """Of a row in a FixedStep, before its table: token, position, place, seen."""
+_RECORDED_AT = 2
+"""The use of a size after which it is recorded. More: slower until then. 1: sizes that come once cost a recording."""
+
+
+Recorder = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], None], torch.Tensor]]
+"""From a function without effects of its own on the host: what runs it again, and where its result will lie then.
+Raises RuntimeError where that cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +135,8 @@ class FixedStep:
         *,
         scratch: int,
         device: torch.device,
-        graph_memory: tuple[int, int] | None,
+        recorder: Recorder | None,
     ) -> None:
-        """`graph_memory` is shared by all steps of a model, which never run at once; None: no graphs."""
         self._run = run
         filler = [0, 0, scratch * pages.PAGE_TOKENS, 0, *[scratch] * page_count]
         self._filler = torch.tensor([filler] * row_count)  # [row, number]
@@ -138,9 +146,9 @@ class FixedStep:
         self._there = self._host.to(device, copy=True)
         token, position, place, seen = self._there[:, :_NUMBERS].unbind(1)
         self._batch = Batch(token, position, place, (Group(self._there[:, _NUMBERS:], seen[:, None]),), None)
-        self._graph_memory = graph_memory
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits: torch.Tensor | None = None
+        self._recorder = recorder
+        self._recorded: tuple[Callable[[], None], torch.Tensor] | None = None
+        self._use_count = 0
 
     def __call__(self, segments: Sequence[pages.Segment], window_tokens: int | None) -> torch.Tensor:
         """Logits [row_count, vocabulary] on the device, in the order of the segments; the next call overwrites them."""
@@ -153,25 +161,32 @@ class FixedStep:
             numbers[row, _NUMBERS : _NUMBERS + len(held.pages)] = held.pages
             numbers[row, _NUMBERS + len(held.pages) :] = held.pages[0]
         self._there.copy_(self._host)
-        if self._graph is None and self._logits is not None and self._graph_memory is not None:
-            self._record(self._graph_memory)
-        if self._graph is None:
-            self._logits = self._run(self._batch)
-        else:
-            self._graph.replay()
-        assert self._logits is not None
-        return self._logits
+        if self._recorded is not None:
+            replay, logits = self._recorded
+            replay()
+            return logits
+        logits = self._run(self._batch)
+        self._use_count += 1
+        # Right behind a plain run in the same thread, which has set up what libraries set up at their first call.
+        if self._use_count == _RECORDED_AT and self._recorder is not None:
+            # What has no memory for it, or does what a driver cannot record, is run plainly: as right, and slower.
+            with contextlib.suppress(RuntimeError):
+                self._recorded = self._recorder(lambda: self._run(self._batch))
+        return logits
 
     @property
     def recorded(self) -> bool:
-        return self._graph is not None
+        return self._recorded is not None
 
-    def _record(self, memory: tuple[int, int]) -> None:
-        """The use before this one has warmed up what a library sets up at its first call."""
+
+def cuda_recorder() -> Recorder:
+    """CUDA graphs that share memory, since no two of a model run at once."""
+    memory = torch.cuda.graph_pool_handle()
+
+    def record(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=memory):
-                self._logits = self._run(self._batch)
-            self._graph = graph
-        except RuntimeError:  # no memory for it, or something a driver cannot record: plain steps are as right
-            self._graph_memory = None
+        with torch.cuda.graph(graph, pool=memory):
+            result = run()
+        return graph.replay, result
+
+    return record

@@ -56,7 +56,7 @@ def load(folder: Path, numeric_class: str, memory_bytes: int, *, threads: int, r
     of = weights.shape(folder)
     if numeric_class in exact.PLANES:
         known.check(numeric_class)
-        return _exact(of, tiles.load(folder), numeric_class, memory_bytes, threads=threads, rows_max=rows_max)
+        return of_tiles(of, tiles.load(folder), numeric_class, memory_bytes, threads=threads, rows_max=rows_max)
     return _torch(of, weights.load(folder, numeric_class), numeric_class, memory_bytes, threads=threads)
 
 
@@ -72,14 +72,30 @@ def assembled(
     """The same from matrices in memory: int8 ones for an exact class."""
     if numeric_class in exact.PLANES:
         packed = tiles.pack(of, loaded)
-        return _exact(of, packed, numeric_class, memory_bytes, threads=threads, rows_max=rows_max)
+        return of_tiles(of, packed, numeric_class, memory_bytes, threads=threads, rows_max=rows_max)
     return _torch(of, loaded, numeric_class, memory_bytes, threads=threads)
 
 
-def _exact(
-    of: weights.Shape, packed: tiles.Packed, name: str, memory_bytes: int, *, threads: int, rows_max: int
+def of_tiles(
+    of: weights.Shape,
+    packed: tiles.Packed,
+    name: str,
+    memory_bytes: int,
+    *,
+    threads: int,
+    rows_max: int,
+    variant: str = "",
 ) -> Recipe:
-    llama = exact.Llama(of, packed, memory_bytes, planes=exact.PLANES[name], threads=threads, rows_max=rows_max)
+    """An exact class over weights that are packed already; several may share them. `variant` names the kernels."""
+    llama = exact.Llama(
+        of,
+        packed,
+        memory_bytes,
+        planes=exact.PLANES[name],
+        threads=threads,
+        rows_max=rows_max,
+        variant=variant,
+    )
     return Recipe(of, f"{name}/{exact.VERSION}", llama, llama.pool)
 
 

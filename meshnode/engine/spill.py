@@ -3,8 +3,8 @@
 The idea: a node's owner said how much memory KV may take, so what does not fit goes to disk. Pages are packed as they
 are for the mesh (snapshots/codec.py: exactly, a third smaller), because less to write is faster to write. The index is
 in memory and the folder is emptied at opening: nothing here outlives the process, since after a restart the log and
-the replicas know better. A digest of each page is in the index as well: a disk that rots costs a session its pages,
-and no token is ever drawn from what it made of them.
+the replicas know better. A digest of each page is in the index as well: a disk that rots costs a session the time to
+compute its pages again, and no token is ever drawn from what it made of them.
 
 A full disk is no fault: the session stays in memory, and somebody else is told that memory is full.
 Rejected: swap (the kernel picks pages of everybody, weights first); memory alone, which would be KV memory by another

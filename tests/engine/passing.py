@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from meshnode.engine import kv, model, pages, weights
+from meshnode.engine import kv, model, pages, passes, weights
 from tests.engine import tiny
 
 
@@ -18,12 +18,13 @@ def made(
     of: weights.Shape = tiny.SHAPE,
     loaded: weights.Weights | None = None,
     fixed_steps: bool | None = None,
+    recorder: passes.Recorder | None = None,
     memory_bytes: int = tiny.MEMORY_BYTES,
 ) -> Passing:
     dtype = model.DTYPES[numeric_class]
     pool = kv.Pool(of.layers, of.kv_heads, of.head_dim, dtype, memory_bytes, device)
     loaded = loaded or weights.assemble(of, tiny.named(of), exact=True, dtype=dtype)
-    return Passing(model.Llama(of, loaded, pool, fixed_steps=fixed_steps), pool)
+    return Passing(model.Llama(of, loaded, pool, fixed_steps=fixed_steps, recorder=recorder), pool)
 
 
 class Passing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import stateful
 from hypothesis import strategies as some
 
@@ -11,11 +13,11 @@ from meshnode.engine.batcher import Share
 LIMITS = batcher.Limits(rows_max=64, beside_rows=12, beside_rows_min=4)
 
 
-def rows(of: batcher.Batcher) -> dict[int, int]:
+def rows(of: batcher.Batcher[Any]) -> dict[int, int]:
     return {share.job: share.rows for share in of.next()}
 
 
-def measured(of: batcher.Batcher, steps_us: list[int], row_us: int) -> int:
+def measured(of: batcher.Batcher[str], steps_us: list[int], row_us: int) -> int:
     """A stream's steps take so long, and each row of a prompt beside it so much more. The prompt's number, the last."""
     for number, step_us in enumerate(steps_us):
         of.add(number, "a", 1)
@@ -30,13 +32,13 @@ def measured(of: batcher.Batcher, steps_us: list[int], row_us: int) -> int:
 
 
 def test_a_lone_prefill_takes_whole_passes() -> None:
-    of = batcher.Batcher(LIMITS)
+    of = batcher.Batcher[str](LIMITS)
     of.add(0, "a", 150)
     assert [rows(of) for _ in range(4)] == [{0: 64}, {0: 64}, {0: 22}, {}]
 
 
 def test_streams_are_in_every_pass_and_prefill_beside_them_is_short() -> None:
-    of = batcher.Batcher(LIMITS)
+    of = batcher.Batcher[str](LIMITS)
     of.add(0, "long", 1000)
     for turn in range(1, 9, 2):
         of.add(turn, "a", 1)
@@ -45,7 +47,7 @@ def test_streams_are_in_every_pass_and_prefill_beside_them_is_short() -> None:
 
 
 def test_a_stream_between_two_tokens_is_still_one() -> None:
-    of = batcher.Batcher(LIMITS)
+    of = batcher.Batcher[str](LIMITS)
     of.add(0, "a", 1)
     of.add(1, "long", 1000)
     assert rows(of) == {0: 1, 1: 12}
@@ -54,7 +56,7 @@ def test_a_stream_between_two_tokens_is_still_one() -> None:
 
 def test_an_answer_that_is_over_holds_no_prefill_back() -> None:
     for rest in (lambda of: of.rests("a"), lambda of: of.all_rest(), lambda of: of.add(2, "a", 5)):
-        of = batcher.Batcher(LIMITS)
+        of = batcher.Batcher[str](LIMITS)
         of.add(0, "a", 1)
         of.next()
         of.add(1, "long", 1000)
@@ -63,9 +65,9 @@ def test_an_answer_that_is_over_holds_no_prefill_back() -> None:
 
 
 def test_prompts_that_come_together_share_and_the_oldest_is_first() -> None:
-    of = batcher.Batcher(LIMITS)
+    of = batcher.Batcher[str](LIMITS)
     for job in range(4):
-        of.add(job, job, 64)
+        of.add(job, f"{job}", 64)
     ends: list[int] = []
     passes = 0
     left = dict.fromkeys(range(4), 64)
@@ -81,29 +83,37 @@ def test_prompts_that_come_together_share_and_the_oldest_is_first() -> None:
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
-    of = batcher.Batcher(LIMITS)
+    of = batcher.Batcher[str](LIMITS)
     of.add(0, "long", 5000)
     of.add(1, "short", 20)
     assert rows(of) == {0: 44, 1: 20}
 
 
+def test_who_joined_late_because_memory_was_full_is_the_oldest_all_the_same() -> None:
+    of = batcher.Batcher[str](LIMITS)
+    of.add(5, "young", 1000)
+    of.add(3, "old", 1000)
+    of.add(4, "between", 1000)
+    assert rows(of)[3] == 32
+
+
 def test_what_a_pass_costs_decides_what_streams_bear() -> None:
     for step_us, expected in ((40_000, 20), (2_000, 4), (800_000, 63)):
-        of = batcher.Batcher(LIMITS)
+        of = batcher.Batcher[str](LIMITS)
         prompt = measured(of, [step_us], 2_000)
         of.add(prompt + 1, "a", 1)
         assert rows(of) == {prompt + 1: 1, prompt: expected}
 
 
 def test_a_slow_moment_does_not_turn_everything_over() -> None:
-    of = batcher.Batcher(LIMITS)
+    of = batcher.Batcher[str](LIMITS)
     prompt = measured(of, [20_000, 20_000, 60_000], 2_000)
     of.add(prompt + 1, "a", 1)
     assert rows(of)[prompt] == (3 * 20_000 + 60_000) // 4 // 2_000
 
 
 def test_who_was_in_the_last_pass_and_is_not_back_is_expected() -> None:
-    of = batcher.Batcher(LIMITS)
+    of = batcher.Batcher[str](LIMITS)
     for number, name in enumerate("abc"):
         of.add(number, name, 1)
     of.add(3, "long", 100)
@@ -121,7 +131,7 @@ class Crowd(stateful.RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batcher = batcher.Batcher(LIMITS)
+        self.batcher = batcher.Batcher[int](LIMITS)
         self.left: dict[int, int] = {}
         self.streams: set[int] = set()
         self.waits: dict[int, int] = {}

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from meshnode import errors, host, ids, ports
-from meshnode.engine import batcher, engine, pages
+from meshnode.engine import batcher, engine, pages, spill
 from tests.engine import tiny
 
 A, B, C = (ids.SessionId(bytes([letter]) * ids.SESSION_BYTES) for letter in b"abc")
@@ -50,6 +50,27 @@ async def test_a_prompt_that_nobody_waits_for_stops() -> None:
         assert thread.statistics().computed_tokens < len(LONG) // 2
         [token] = await thread.step([ports.Work(B, 0, LONG, GREEDY)])
     assert [token] == tiny.make().step([ports.Work(B, 0, LONG, GREEDY)])
+
+
+async def test_two_streams_that_do_not_fit_together_take_long_turns() -> None:
+    said: dict[ids.SessionId, list[int | None]] = {A: [], B: []}
+    bay = spill.MemorySpill(1 << 20)
+    async with host.running(tiny.make(memory_bytes=10 * tiny.PAGE_BYTES, spill=bay)) as thread:
+
+        async def speak(name: ids.SessionId) -> None:
+            feed, position = LONG[: 100 + name[0]], 0
+            for _ in range(100):
+                said[name] += await thread.step([ports.Work(name, position, feed, GREEDY)])
+                position, feed = position + len(feed), (said[name][-1] or 0,)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(speak, A)
+            nursery.start_soon(speak, B)
+        spill_count = thread.statistics().spill_count
+    assert 2 <= spill_count <= 40, "of the 200 if they took turns token by token"
+    for name in (A, B):
+        feed = LONG[: 100 + name[0]] + tuple(token or 0 for token in said[name][:-1])
+        assert tiny.make().step([ports.Work(name, 0, feed, GREEDY)]) == said[name][-1:]
 
 
 async def test_a_drop_is_told_to_whoever_waits_for_the_session() -> None:

@@ -3,6 +3,7 @@ a session, its numbers are those it has alone."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +151,19 @@ def test_a_preempted_session_comes_back_with_the_same_bits() -> None:
     assert torch.equal(of.logits[A], alone((*PROMPT, 4)))
     of.feed(B, 150, (5,))
     assert torch.equal(of.logits[B], alone((*PROMPT[50:], 5)))
+
+
+def test_a_spill_that_is_lost_costs_time_and_no_token(tmp_path: Path) -> None:
+    of = Watched(pages=10)
+    of.engine._memory._spill = spill.FolderSpill(tmp_path / "spill", 1 << 20)
+    of.feed(A, 0, PROMPT)
+    of.feed(B, 0, PROMPT[::-1])
+    [path] = (tmp_path / "spill").iterdir()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    computed = of.engine.statistics().computed_tokens
+    of.feed(A, 200, (4,))
+    assert of.engine.statistics().computed_tokens - computed > 64
+    assert torch.equal(of.logits[A], alone((*PROMPT, 4)))
 
 
 def test_two_that_do_not_fit_together_are_served_in_turn() -> None:

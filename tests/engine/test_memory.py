@@ -215,17 +215,19 @@ def test_no_room_for_spilling_is_full_memory() -> None:
         of.feed(B, 0, [1] * 350)
 
 
-def test_a_disk_that_rots_costs_one_session_its_pages(tmp_path: Path) -> None:
+def test_a_disk_that_rots_says_what_is_to_be_computed_again(tmp_path: Path) -> None:
     for harm in ("rot", "loss"):
         of = Sessions(page_count=8, spilled=spill.FolderSpill(tmp_path / "spill", 1 << 20))
         of.feed(A, 0, PROMPT)
         of.feed(B, 0, [3] * 200)
         [path] = (tmp_path / "spill").iterdir()
         path.write_bytes(path.read_bytes()[:-1] + b"\x99") if harm == "rot" else path.unlink()
-        with pytest.raises(errors.EngineError, match="spilled page"):
+        with pytest.raises(memory.Lost) as caught:
             of.feed(A, 200, [1])
-        assert of.memory.token_count(A) == 0
-        of.feed(A, 0, PROMPT)
+        held = of.memory.token_count(A)
+        assert caught.value.tokens == tuple(PROMPT[held:])
+        assert held == (192 if harm == "rot" else 32), "page 0 was not given up"
+        of.feed(A, held, PROMPT[held:])
         assert of.read(A) == PROMPT
 
 

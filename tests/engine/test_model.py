@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,45 @@ def test_a_decode_step_of_a_fixed_size_is_the_plain_pass(numeric_class: str, dev
     assert {rows for rows, _ in fixed.llama._steps} == {1, 2, 4, 8}
     assert {width for _, width in fixed.llama._steps} >= {4, 8, 32}
     assert not plain.llama._steps
+
+
+def test_a_recorded_step_is_the_plain_pass(numeric_class: str) -> None:
+    """The recorder is one of memory: what it returns first is all that it ever writes to, as a GPU's does."""
+    replays = [0]
+
+    def record(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        result = run()
+
+        def replay() -> None:
+            replays[0] += 1
+            result.copy_(run())
+
+        return replay, result
+
+    plain = filled(numeric_class, "cpu", fixed_steps=False)
+    of = filled(numeric_class, "cpu", fixed_steps=True, recorder=record)
+    rounds = (["a", "b"], ["e"], list(LENGTHS)) * 4
+    for number, names in enumerate(rounds):
+        feeds = dict.fromkeys(names, (number * 7 + 1,))
+        expected, found = plain.feed(feeds), of.feed(feeds)
+        for name in names:
+            assert off(expected[name], found[name]) < NOISE[numeric_class]
+    assert replays[0] == 6
+    assert all(step.recorded for step in of.llama._steps.values())
+
+
+def test_a_step_that_cannot_be_recorded_is_run_plainly() -> None:
+    asked = [0]
+
+    def refuse(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        asked[0] += 1
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    of = filled("f32", "cpu", fixed_steps=True, recorder=refuse)
+    for step in range(4):
+        found = of.feed({"b": (50 + step,)})["b"]
+    assert asked[0] == 1
+    assert off(found, alone("f32", "cpu", (*TEXT[-31:], 50, 51, 52, 53))) < NOISE["f32"]
 
 
 def test_a_step_writes_nothing_but_its_own_rows_and_the_scratch_page(device: str) -> None:
