@@ -236,7 +236,7 @@ def _renew(folder: Path, card: dict[str, Any]) -> ids.Digest:
         whole = hashing.read(folder)
     except OSError as error:
         raise errors.StoreError(f"{folder.name} cannot be read: {error}") from None
-    # A name of our own, since nodes that start at once renew at once. What cannot be written is computed next time, too.
+    # A name of our own: nodes that start at once renew at once. What cannot be written is computed again next time.
     with contextlib.suppress(OSError):
         number, path = tempfile.mkstemp(dir=folder, prefix=f"{_CARD}.")
         with open(number, "w") as file:
