@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
-import torch
 
 from meshnode import ids, ports
-from meshnode.engine import batcher, engine, spill
+from meshnode.engine import batcher, engine, recipes, spill
 from tests.engine import test_architectures as families
 
 FAMILIES = ("smollm2", "qwen2", "qwen3")
@@ -22,6 +22,7 @@ PROMPTS = 20
 TOKENS = 16
 MEMORY_PAGES = 36
 """Half of what twenty sessions want from the start."""
+LIMITS = batcher.Limits(64, 24, 8)
 Row = tuple[int, ids.Digest]
 """The token that was drawn, and a digest of the logits that it was drawn from."""
 
@@ -40,22 +41,19 @@ class Seen:
 
     def __init__(self, family: str, page_count: int = 1000) -> None:
         of, inside = families.loaded(family, "w8")
-        page_bytes = of.layers * 2 * 32 * of.kv_heads * of.head_dim * 2
+        memory_bytes = page_count * of.layers * 2 * 32 * of.kv_heads * of.head_dim * 2
         self.engine = engine.TorchEngine(
-            of,
-            inside,
+            recipes.assembled(of, inside, "w8", memory_bytes, rows_max=LIMITS.rows_max),
             name=family,
             digest=ids.digest(family.encode()),
-            numeric_class="w8",
-            memory_bytes=page_count * page_bytes,
             spill=spill.MemorySpill(1 << 26),
-            limits=batcher.Limits(64, 24, 8),
+            limits=LIMITS,
         )
         self.logits: dict[ids.SessionId, ids.Digest] = {}
         draw = self.engine._draw
 
-        def seen(job: engine._Job, logits: torch.Tensor) -> engine.Answer:
-            self.logits[job.work.session] = ids.digest(logits.numpy().tobytes())
+        def seen(job: engine._Job, logits: Any) -> engine.Answer:
+            self.logits[job.work.session] = ids.digest(logits.tobytes())
             return draw(job, logits)
 
         self.engine._draw = seen  # type: ignore[method-assign]
