@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 REST_S = 0.25
 """Without a call for so long, nobody is between two tokens. Longer: the first passes of a prompt that comes then are
 short for nothing. Shorter: a stream over a slow disk or network finds a long pass in its way."""
-STRAGGLE_STEPS = 0.2
+STRAGGLE_STEPS = 0.25
 """For how much of a step those that are here wait for streams that were in the last one. More: lost whenever one of
 them is over. Less: streams fall into two groups that wait for each other, and each pass carries half of them."""
 STRAGGLE_S_MAX = 0.01
