@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 REST_S = 0.25
 """Without a call for so long, nobody is between two tokens. Longer: the first passes of a prompt that comes then are
 short for nothing. Shorter: a stream over a slow disk or network finds a long pass in its way."""
-STRAGGLE_STEPS = 0.2
+STRAGGLE_STEPS = 0.25
 """For how much of a step those that are here wait for streams that were in the last one. More: lost whenever one of
 them is over. Less: streams fall into two groups that wait for each other, and each pass carries half of them."""
 STRAGGLE_S_MAX = 0.01
@@ -69,6 +69,10 @@ class ThreadEngine:
         self._calls_in, self._calls_out = trio.open_memory_channel[_Call](math.inf)
         self._open: list[_Call] = []
         """Posted, and not answered."""
+        self._due: set[ids.SessionId] = set()
+        """Streams of the last pass. Set in the thread, and only while `serve` waits for it."""
+        self._straggle_s = 0.0
+        """For how long they are waited for; the same."""
         self._memory_free = inner.memory_free()
 
     async def step(self, batch: Sequence[ports.Work]) -> list[int | None]:
@@ -126,10 +130,9 @@ class ThreadEngine:
 
     async def _stragglers(self, calls: Sequence[_Call]) -> list[_Call]:
         """Streams of the last pass that are on their way back: worth a wait that is short against a pass."""
-        here = {work.session for call in calls for work in call.batch}
-        missing = self._inner.batcher.expected() - here
+        missing = self._due - {work.session for call in calls for work in call.batch}
         found: list[_Call] = []
-        with trio.move_on_after(min(STRAGGLE_S_MAX, self._inner.batcher.step_us * STRAGGLE_STEPS / 1e6)):
+        with trio.move_on_after(self._straggle_s):
             while missing:
                 found.append(await self._calls_out.receive())
                 missing -= {work.session for work in found[-1].batch}
@@ -153,6 +156,8 @@ class ThreadEngine:
         answers = self._inner.advance()
         if self._inner.statistics().pass_count > before:
             self._inner.batcher.measured(self._inner.pass_us)
+        self._due = self._inner.batcher.expected()
+        self._straggle_s = min(STRAGGLE_S_MAX, self._inner.batcher.step_us * STRAGGLE_STEPS / 1e6)
         return answers
 
     def _answer(self, answers: dict[int, torch_engine.Answer]) -> None:

@@ -2,9 +2,10 @@
 
 The idea: a *job* is some rows of one session; a *pass* runs rows of many jobs through the model once. A job of one row
 is a *stream* at its next token (decode); more rows are a prefill and run in chunks. All waiting streams are in every
-pass. What prefill may add is bounded while streams run, so that a pass with it takes at most as long as two without:
-with s = the time of a step of streams and r = what a row beside them adds, s + p r <= 2 s gives p <= s / r. Both are
-measured, because r depends on the machine, on the kernels and on how long the contexts are.
+pass. What prefill may add is bounded while streams run. In the worst case a stream comes back just after a pass began
+without it; it waits for that one and is in the next. With s = the time of a step of streams and r = what a row beside
+them adds, p rows make two passes 2 (s + p r), and at most two steps above the stream's own are allowed: p <= s / 2 r.
+Both are measured, because r depends on the machine, on the kernels and on how long the contexts are.
 
 A stream is away between two tokens (its token is written down, sent, and comes back as the next job), and a prefill
 that filled that gap with a long pass would hold it up all the same. So a session counts as a stream until it has
@@ -39,7 +40,7 @@ class Limits:
     rows_max: int = 256
     """In one pass. More: longer waits for whoever comes meanwhile. Fewer: the weights are read more often."""
     beside_rows: int = 24
-    """Prefill rows beside streams: s / r above, until it was measured."""
+    """Prefill rows beside streams: s / 2 r above, until it was measured."""
     beside_rows_min: int = 8
     """Whatever was measured. More: streams stutter on a machine with slow rows. Fewer: prompts beside streams crawl."""
 
@@ -145,7 +146,7 @@ class Batcher(Generic[Session]):
         left = self._limits.rows_max - stream_rows
         if not stream_rows and not self._away:
             return left
-        beside = self.step_us // self._row_us if self._row_us else self._limits.beside_rows
+        beside = self.step_us // (2 * self._row_us) if self._row_us else self._limits.beside_rows
         return min(left, max(self._limits.beside_rows_min, beside))
 
     def _prefills(self, room: int) -> list[Share]:

@@ -60,8 +60,10 @@ class TorchEngine:
         digest: ids.Digest,
         spill: memory.Spill | None = None,
         limits: batcher.Limits | None = None,
+        idle_bytes_max: int | None = None,
     ) -> None:
-        """Without `spill`, sessions that do not fit are refused."""
+        """Without `spill`, sessions that do not fit are refused. `idle_bytes_max` bounds the pages that are kept for
+        nobody in particular; None keeps them until memory is wanted."""
         of = recipe.shape
         self._pool = recipe.pool
         self._llama = recipe.model
@@ -75,7 +77,9 @@ class TorchEngine:
             vocabulary=of.vocabulary,
             eos=of.eos,
         )
-        self._memory = memory.Memory(self._pool, prefix.Names(digest, self.card.numeric_class), spill=spill)
+        names = prefix.Names(digest, self.card.numeric_class)
+        idle_max = None if idle_bytes_max is None else idle_bytes_max // self._pool.page_bytes
+        self._memory = memory.Memory(self._pool, names, spill=spill, idle_pages_max=idle_max)
         self.batcher = batcher.Batcher[ids.SessionId](limits)
         self._count = 0
         self._waiting: dict[int, _Job] = {}

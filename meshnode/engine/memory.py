@@ -13,7 +13,7 @@ In the domain of a tenant they would be believed by all its sessions; so there a
 domain: what it fills from then on is found by nobody else.
 
 Rejected: preempting single pages (a session needs all of its pages for its next token); recomputing instead of
-spilling (fifty times slower, DESIGN.md).
+spilling (fourteen times slower, DESIGN.md).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from meshnode import errors, ids, ports
-from meshnode.engine import batcher, engine, pages, spill
+from meshnode.engine import batcher, engine, pages, recipes, spill
 from tests.engine import tiny
 
 A, B, C, D = (ids.SessionId(bytes([letter]) * ids.SESSION_BYTES) for letter in b"abcd")
@@ -90,6 +90,16 @@ def test_a_session_that_ended_leaves_its_prefix_to_the_next() -> None:
     of.feed(B, 0, PROMPT, domain=b"t")
     assert of.reused == 192
     assert torch.equal(of.logits[B], alone(PROMPT))
+
+
+def test_idle_pages_keep_to_their_budget() -> None:
+    recipe = recipes.assembled(tiny.SHAPE, tiny.assembled("w8"), "w8", 64 * tiny.PAGE_BYTES)
+    of = engine.TorchEngine(recipe, name="t", digest=ids.digest(b"t"), idle_bytes_max=3 * tiny.PAGE_BYTES)
+    of.step([ports.Work(A, 0, PROMPT, None)])
+    of.drop(A)
+    assert of.statistics().idle_pages == 3
+    of.step([ports.Work(A, 0, PROMPT, None)])
+    assert of.statistics().reused_tokens == 96
 
 
 def test_a_fork_holds_the_pages_of_its_parent_and_neither_disturbs_the_other() -> None:
