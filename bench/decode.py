@@ -112,7 +112,7 @@ class Ours:
 
     def restore(self, pages: list[bytes]) -> float:
         started_s = time.perf_counter()
-        self._engine.restore(_name(1), pages)
+        self._engine.restore(_name(1), _words(RESTORED_TOKENS), pages)
         return time.perf_counter() - started_s
 
     def _step(self, batch: list[ports.Work]) -> None:

@@ -28,13 +28,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from meshnode import errors, ids, ports
+from meshnode import errors, ids, options, ports
 
 if TYPE_CHECKING:
     from meshnode.engine import engine as torch_engine
 
 BATCH_SESSIONS_MAX = 64
 """Sessions joined into one step. More: a lone decode waits longer for its neighbours. Fewer: less throughput."""
+
+CHECK_S = 5.0
+"""For one grammar, the wait behind others included. More: a client waits longer for its refusal."""
 
 Result = TypeVar("Result")
 
@@ -56,13 +59,15 @@ class ThreadEngine:
         self.card = inner.card
         self._inner = inner
         self._thread = trio.CapacityLimiter(1)
+        self._compiling = trio.CapacityLimiter(1)
         # Bounded by the callers: each waits for its own call, and puts in one at a time.
         self._calls_in, self._calls_out = trio.open_memory_channel[_Call](math.inf)
         self._held_over: _Call | None = None
         self._memory_free = inner.memory_free()
 
-    async def step(self, batch: Sequence[ports.Work]) -> list[int | None]:
+    async def step(self, batch: Sequence[ports.Work]) -> list[ports.Answer]:
         """See ports.Engine. If one of several works fails, the others are done, and may be repeated at no harm."""
+        await self._compile(batch)
         call = _Call(batch)
         self._calls_in.send_nowait(call)
         try:
@@ -77,11 +82,30 @@ class ThreadEngine:
     async def export(self, session: ids.SessionId, page_index: int) -> bytes:
         return await self._run(lambda: self._inner.export(session, page_index))
 
-    async def restore(self, session: ids.SessionId, pages: Sequence[bytes]) -> int:
-        return await self._run(lambda: self._inner.restore(session, pages))
+    async def restore(self, session: ids.SessionId, tokens: Sequence[int], pages: Sequence[bytes]) -> int:
+        return await self._run(lambda: self._inner.restore(session, tokens, pages))
 
     async def drop(self, session: ids.SessionId) -> None:
         await self._run(lambda: self._inner.drop(session))
+
+    async def check(self, grammar: options.Grammar) -> None:
+        """See ports.Grammars. In a thread of its own: neither steps nor heartbeats wait for a stranger's grammar. One
+        at a time; the library's limits end it in milliseconds, and what is left of a doubt is ended by the clock."""
+        grammars = self._inner.grammars
+        if grammars is None:
+            raise errors.EngineError("grammar: this engine has no vocabulary to hold to one")
+        with trio.move_on_after(CHECK_S):
+            await trio.to_thread.run_sync(grammars.check, grammar, limiter=self._compiling, abandon_on_cancel=True)
+            return
+        raise errors.EngineError(f"grammar: to read it takes more than {CHECK_S:g} s")
+
+    async def _compile(self, batch: Sequence[ports.Work]) -> None:
+        """Grammars that this engine has not seen: a session came from another host, with its answer half said."""
+        for work in batch:
+            wanted = work.sampling.grammar if work.sampling is not None else None
+            if wanted is not None and self._inner.grammars is not None and not self._inner.grammars.known(wanted):
+                with contextlib.suppress(errors.EngineError):  # the step says it to whom it concerns
+                    await self.check(wanted)
 
     def memory_free(self) -> int:
         """As of the last call that ended: the thread may be taking some right now."""

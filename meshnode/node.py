@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 import trio
@@ -19,6 +19,9 @@ from meshnode import config, control, driver, errors, hands, ids, journal, obser
 from meshnode.machine import Introduced
 from meshnode.snapshots import store
 from meshnode.wire import keys
+
+if TYPE_CHECKING:  # torch, where nothing is hosted, is not installed
+    from meshnode.host import ThreadEngine
 
 JOIN_FILE_S = 1.0
 """Between looks at the join file."""
@@ -88,7 +91,9 @@ async def run(
         _replay(brain, book, pages)
         hot_bytes = settings.hot_mib * config.MIB
         journalist = observe.Journalist(trio.current_time())
-        body = hands.Hands(engine, tokenizer, pages, hands.in_thread(), brain.sessions.admits, hot_bytes=hot_bytes)
+        body = hands.Hands(
+            engine, tokenizer, pages, hands.in_thread(), brain.sessions.admits, grammars=engine, hot_bytes=hot_bytes
+        )
         writer = journal.JournalWriter(book)
         pump = driver.Driver(brain, who, transport, hands=body, writer=writer, on_note=journalist.note)
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -118,7 +123,7 @@ async def run(
 @contextlib.asynccontextmanager
 async def _engine(
     settings: config.Node, progress: Progress
-) -> AsyncIterator[tuple[ports.Engine | None, ports.Tokenizer | None]]:
+) -> AsyncIterator[tuple[ThreadEngine | None, ports.Tokenizer | None]]:
     """Model, engine and tokenizer; nothing of it on a node that hosts no sessions."""
     if not settings.host:
         yield None, None

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from meshnode import ids
+from meshnode import forms, ids
 
 STOPS_MAX = 4
 STOP_CHARS_MAX = 64
@@ -79,6 +80,38 @@ class Options:
     logprobs: int | None = None
     stop: Stops | None = None
     grammar: Grammar | None = None
+
+
+AS_THE_MANIFEST = Options()
+
+
+def read(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
+    """What a caller asks of one turn, by the names of Options, and what is wrong with its form.
+
+    Besides: `stop` may be one string, `logit_bias` a mapping of ids to amounts, and instead of `grammar` there may be
+    `schema` (a JSON schema), `regex`, `lark` or `tools`.
+    """
+    table = {name: value for name, value in given.items() if value is not None}
+    if isinstance(table.get("stop"), str):
+        table["stop"] = [table["stop"]]
+    if isinstance(bias := table.get("logit_bias"), Mapping):
+        table["logit_bias"] = [{"token": token, "amount": amount} for token, amount in bias.items()]
+    if isinstance(grammar := table.get("grammar"), Grammar):
+        table["grammar"] = forms.write(grammar)
+    named = [name for name in ("schema", "regex", "lark", "tools") if name in table]
+    reasons = []
+    if len(named) + ("grammar" in table) > 1:
+        reasons.append(f"an answer follows one grammar, not {len(named) + ('grammar' in table)}")
+    for name in named:
+        text = table.pop(name)
+        try:
+            text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            reasons.append(f"{name}: {error}")
+        else:
+            table["grammar"] = {"kind": "json" if name == "schema" else name, "text": text}
+    found, wrong = forms.read(Options, table)
+    return found or AS_THE_MANIFEST, reasons + wrong
 
 
 def over(agent: T, options: Options) -> T:

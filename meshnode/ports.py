@@ -115,6 +115,9 @@ class Sampling:
     grammar: Grammar | None = None
 
 
+GREEDY = Sampling()
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """A token whose sampling asked for log probabilities: natural, of the model itself (before penalties, biases,

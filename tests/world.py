@@ -118,7 +118,13 @@ class World:
         writer = journal.JournalWriter(machine.journal)
         tokenizer = fakes.HashTokenizer()
         body = hands.Hands(
-            engine if hosts else None, tokenizer, pages, hands.at_once, brain.sessions.admits, hot_bytes=4096
+            engine if hosts else None,
+            tokenizer,
+            pages,
+            hands.at_once,
+            brain.sessions.admits,
+            grammars=engine,
+            hot_bytes=4096,
         )
         pump = machine.driver = driver.Driver(
             _Watched(brain, self._note_step),

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from meshnode import errors, ids, ports
-from meshnode.engine import arithmetic, kv, model, pages, sampler, weights
+from meshnode import errors, ids, options, ports
+from meshnode.engine import arithmetic, grammar, kv, model, pages, sampler, weights
 
 ROWS_MAX = 256
 """Rows in one pass. More: longer waits for decode rows beside a prefill. Fewer: the weights are read more often."""
 
 _DTYPES = {"w8": torch.bfloat16, "f32": torch.float32}
-Answer = int | None | errors.EngineError
+Answer = ports.Answer | errors.EngineError
 
 
 @dataclass(slots=True)
@@ -34,6 +34,10 @@ class _Session:
     blocks: list[int] = field(default_factory=list)
     token_count: int = 0
     """At most `len(blocks) * BLOCK_TOKENS`."""
+    tokens: list[int] = field(default_factory=list)
+    """What was fed, for penalties and grammars; may run ahead of `token_count` inside a step."""
+    follower: grammar.Follower | None = None
+    """How far its answer's grammar was followed."""
 
 
 @dataclass(slots=True)
@@ -61,6 +65,7 @@ class TorchEngine:
         digest: ids.Digest,
         numeric_class: str,
         memory_bytes: int,
+        grammars: grammar.Grammars | None = None,
     ) -> None:
         if numeric_class not in _DTYPES:
             raise errors.ConfigError(f"no numeric class {numeric_class!r}", hint=f"known: {', '.join(_DTYPES)}")
@@ -70,6 +75,8 @@ class TorchEngine:
         self._pool = kv.Pool(of.layers, of.kv_heads, of.head_dim, _DTYPES[numeric_class], memory_bytes)
         self._llama = model.Llama(of, loaded, self._pool)
         self._sessions: dict[ids.SessionId, _Session] = {}
+        self.grammars = grammars
+        """Knows the tokens' bytes; None: no answer can be held to a grammar."""
         self.card = ports.EngineCard(
             model=name,
             model_digest=digest,
@@ -85,13 +92,15 @@ class TorchEngine:
     def load(cls, folder: Path, *, name: str, digest: ids.Digest, numeric_class: str, memory_bytes: int) -> TorchEngine:
         """From a converted model's folder. The first start with "w8" packs the weights beside it."""
         loaded = weights.load(folder, numeric_class)
+        of = weights.shape(folder)
         return cls(
-            weights.shape(folder),
+            of,
             loaded,
             name=name,
             digest=digest,
             numeric_class=numeric_class,
             memory_bytes=memory_bytes,
+            grammars=grammar.Grammars.load(folder, of.vocabulary, of.eos),
         )
 
     @torch.inference_mode()
@@ -123,11 +132,13 @@ class TorchEngine:
         return self._pool.export(known.blocks[block], page_in_block)
 
     @torch.inference_mode()
-    def restore(self, session: ids.SessionId, pages_bytes: Sequence[bytes]) -> int:
+    def restore(self, session: ids.SessionId, tokens: Sequence[int], pages_bytes: Sequence[bytes]) -> int:
         """All or nothing: a bad page or full memory leaves the session as it was, but for memory, which it may lose."""
         token_count = len(pages_bytes) * pages.PAGE_TOKENS
         if token_count > self.card.context_tokens_max:
             raise errors.EngineError(f"{token_count} tokens exceed the context of {self.card.context_tokens_max}")
+        if len(tokens) < token_count:
+            raise errors.EngineError(f"{len(pages_bytes)} pages hold more than the {len(tokens)} tokens named")
         parsed = [self._pool.parse(page) for page in pages_bytes]
         known = self._sessions.setdefault(session, _Session())
         known.token_count = 0
@@ -136,6 +147,7 @@ class TorchEngine:
             block, page_in_block = divmod(page_index, pages.BLOCK_PAGES)
             self._pool.restore(known.blocks[block], page_in_block, page)
         known.token_count = token_count
+        known.tokens = list(tokens[:token_count])
         return token_count
 
     def drop(self, session: ids.SessionId) -> None:
@@ -150,6 +162,8 @@ class TorchEngine:
         known = self._sessions.get(work.session, _Session())
         if not 0 <= work.position <= known.token_count:
             raise errors.EngineError(f"position {work.position} is beyond the {known.token_count} tokens held")
+        if not 0 <= work.answer_from <= work.position + len(work.feed):
+            raise errors.EngineError(f"the answer cannot begin at {work.answer_from}")
         if not work.feed and work.sampling:
             raise errors.EngineError("a token is drawn from what was fed, and nothing was")
         if work.feed and not 0 <= min(work.feed) <= max(work.feed) < self.card.vocabulary:
@@ -159,6 +173,7 @@ class TorchEngine:
             raise errors.EngineError(f"{token_count} tokens exceed the context of {self.card.context_tokens_max}")
         known.token_count = work.position
         self._resize(known, token_count)
+        known.tokens[work.position :] = work.feed
         self._sessions[work.session] = known
         return known
 
@@ -191,9 +206,25 @@ class TorchEngine:
         return [(job, self._draw(job, logits[number])) for number, (job, _) in enumerate(finished)]
 
     def _draw(self, job: _Job, logits: torch.Tensor) -> Answer:
-        assert job.work.sampling is not None
-        try:
-            return sampler.draw(logits.numpy(), job.work.sampling, job.work.position + len(job.work.feed))
-        except errors.EngineError as error:
+        sampling, answer_from, known = job.work.sampling, job.work.answer_from, job.session
+        assert sampling is not None
+        assert len(known.tokens) == known.token_count
+        if not torch.isfinite(logits.max()):  # NaN included; -inf alone is a token without a chance
             self.drop(job.work.session)
+            return errors.EngineError("the logits are not finite")
+        try:
+            allowed = self._allowed(known, sampling.grammar, answer_from) if sampling.grammar is not None else None
+            return sampler.draw(
+                logits.numpy(), sampling, known.token_count,
+                context=known.tokens, answer_from=answer_from, allowed=allowed,
+            )  # fmt: skip
+        except errors.EngineError as error:
             return error
+
+    def _allowed(self, known: _Session, wanted: options.Grammar, answer_from: int) -> sampler.Mask:
+        """Bool [vocabulary]. Raises EngineError for a grammar that cannot be followed on."""
+        if self.grammars is None:
+            raise errors.EngineError("grammar: this engine has no vocabulary to hold to one")
+        if known.follower is None or known.follower.grammar != wanted:
+            known.follower = self.grammars.follower(wanted)
+        return known.follower.allowed(known.tokens[answer_from:] if answer_from else [])

@@ -11,11 +11,14 @@ with. Rejected: a scripted engine (a list of tokens to say), which says the same
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from collections.abc import Sequence
 
 import trio
 
-from meshnode import errors, ids, ports
+from meshnode import errors, ids, options, ports
 
 _TOKEN_BYTES = 4
 _BYTE_TOKENS = 256
@@ -63,9 +66,9 @@ class HashEngine:
         self._decode_s_per_token = decode_s_per_token
         self._contexts: dict[ids.SessionId, list[int]] = {}
 
-    async def step(self, batch: Sequence[ports.Work]) -> list[int | None]:
+    async def step(self, batch: Sequence[ports.Work]) -> list[ports.Answer]:
         await self._spend(batch)
-        answers: list[int | None] = []
+        answers: list[ports.Answer] = []
         fault: errors.EngineError | None = None
         for work in batch:
             try:
@@ -83,19 +86,21 @@ class HashEngine:
             raise errors.EngineError(f"page {page_index} is not full: {len(tokens)} tokens are here")
         return self._page(tokens, page_index)
 
-    async def restore(self, session: ids.SessionId, pages: Sequence[bytes]) -> int:
+    async def restore(self, session: ids.SessionId, tokens: Sequence[int], pages: Sequence[bytes]) -> int:
         await trio.lowlevel.checkpoint()
-        tokens: list[int] = []
+        held: list[int] = []
         for page_index, page in enumerate(pages):
             if len(page) != self.card.page_bytes:
                 raise errors.EngineError(f"page {page_index} has {len(page)} bytes, not {self.card.page_bytes}")
             body = page[: self.card.page_tokens * _TOKEN_BYTES]
-            tokens += [int.from_bytes(body[at : at + 4], "big") for at in range(0, len(body), _TOKEN_BYTES)]
-            if page != self._page(tokens, page_index):
+            held += [int.from_bytes(body[at : at + 4], "big") for at in range(0, len(body), _TOKEN_BYTES)]
+            if page != self._page(held, page_index):
                 raise errors.EngineError(f"page {page_index} is not what an engine exported")
-        self._check_room(session, len(tokens))
-        self._contexts[session] = tokens
-        return len(tokens)
+        if held != list(tokens[: len(held)]):
+            raise errors.EngineError("the pages hold other tokens than they were said to hold")
+        self._check_room(session, len(held))
+        self._contexts[session] = held
+        return len(held)
 
     async def drop(self, session: ids.SessionId) -> None:
         await trio.lowlevel.checkpoint()
@@ -115,7 +120,18 @@ class HashEngine:
             seconds += self._decode_s_per_token  # one step's time, however many sessions share it
         await trio.sleep(seconds)
 
-    def _advance(self, work: ports.Work) -> int | None:
+    async def check(self, grammar: options.Grammar) -> None:
+        """Takes any grammar but one that its own notation cannot read; what is drawn does not obey it."""
+        await trio.lowlevel.checkpoint()
+        try:
+            if grammar.kind in (options.GrammarKind.JSON, options.GrammarKind.TOOLS):
+                json.loads(grammar.text)
+            elif grammar.kind is options.GrammarKind.REGEX:
+                re.compile(grammar.text)
+        except (ValueError, re.error, RecursionError) as error:
+            raise errors.EngineError(f"grammar: {error}") from None
+
+    def _advance(self, work: ports.Work) -> ports.Answer:
         known = self._contexts.get(work.session, [])
         if not 0 <= work.position <= len(known):
             raise errors.EngineError(f"position {work.position} is beyond the {len(known)} tokens held")
@@ -126,12 +142,22 @@ class HashEngine:
         tokens = known[: work.position] + list(work.feed)
         self._check_room(work.session, len(tokens))
         self._contexts[work.session] = tokens
-        return self._draw(tokens, work.sampling) if work.sampling else None
+        if work.sampling is None:
+            return None
+        token = self._draw(tokens, work.sampling, work.answer_from)
+        if work.sampling.logprobs is None:
+            return token
+        top = tuple((one % self.card.vocabulary, -0.5 - one) for one in range(token, token + work.sampling.logprobs))
+        return ports.Drawn(token, -0.5, top)
 
-    def _draw(self, tokens: list[int], sampling: ports.Sampling) -> int:
+    def _draw(self, tokens: list[int], sampling: ports.Sampling, answer_from: int = 0) -> int:
         seed = sampling.seed if sampling.temperature > 0 else 0
         context = b"".join(token.to_bytes(_TOKEN_BYTES, "big") for token in tokens)
-        drawn = ids.digest(context, (seed % 2**64).to_bytes(8, "big"), len(tokens).to_bytes(8, "big"))
+        parts = [context, (seed % 2**64).to_bytes(8, "big"), len(tokens).to_bytes(8, "big")]
+        others = dataclasses.replace(sampling, seed=0, temperature=0.0, top_k=0, top_p=1.0, logprobs=None)
+        if others != ports.Sampling():  # a host that lost an option, or where the answer began, says something else
+            parts += [repr(others).encode(), answer_from.to_bytes(8, "big")]
+        drawn = ids.digest(*parts)
         if self._eos_after is None:
             return _END_OF_TURN if drawn[0] < 4 else 97 + drawn[1] % 26
         # Counted in the context, not in a counter: a turn must end at the same token on a host that restored it.

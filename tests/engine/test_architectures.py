@@ -128,7 +128,7 @@ def test_the_exact_class_has_the_same_bits_alone_in_chunks_in_company_and_restor
     speaker.step((C, 0, PROMPT + PROMPT[5:150]))
     assert torch.equal(speaker.step((C, 445, (7,)), (B, 299, PROMPT[299:]), (A, 0, PROMPT[:30])), expected)
     other = Speaker(name)
-    assert other.engine.restore(A, [speaker.engine.export(B, index) for index in range(8)]) == 256
+    assert other.engine.restore(A, PROMPT, [speaker.engine.export(B, index) for index in range(8)]) == 256
     for position in range(256, 299):
         other.step((A, position, PROMPT[position : position + 1]))
     assert torch.equal(other.step((A, 299, PROMPT[299:])), expected)

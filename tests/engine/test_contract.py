@@ -104,7 +104,7 @@ async def test_a_failure_stays_with_its_session(engine: ports.Engine) -> None:
 
 async def test_a_restored_session_goes_on_as_the_first_would_have(engine: ports.Engine) -> None:
     whole = await said(engine, A, PROMPT, 8)
-    restored = await engine.restore(B, await pages_of(engine, A, len(PROMPT)))
+    restored = await engine.restore(B, PROMPT, await pages_of(engine, A, len(PROMPT)))
     assert restored == len(PROMPT) // engine.card.page_tokens * engine.card.page_tokens
     assert await said(engine, B, PROMPT[restored:], 8, position=restored) == whole
 
@@ -112,7 +112,7 @@ async def test_a_restored_session_goes_on_as_the_first_would_have(engine: ports.
 async def test_a_page_comes_back_as_it_went(engine: ports.Engine) -> None:
     await engine.step([ports.Work(A, 0, PROMPT, None)])
     exported = await pages_of(engine, A, len(PROMPT))
-    await engine.restore(B, exported)
+    await engine.restore(B, PROMPT, exported)
     assert exported == await pages_of(engine, B, len(PROMPT))
     assert {len(page) for page in exported} == {engine.card.page_bytes}
     assert len(set(exported)) == len(exported)
@@ -130,7 +130,7 @@ async def test_a_page_of_a_wrong_size_is_refused(engine: ports.Engine) -> None:
     page = await engine.export(A, 0)
     for wrong in (b"", page[:-1], page + b"\0"):
         with pytest.raises(errors.EngineError):
-            await engine.restore(B, [wrong])
+            await engine.restore(B, PROMPT, [wrong])
 
 
 async def test_a_seed_and_a_position_decide_what_is_drawn(engine: ports.Engine) -> None:

@@ -58,7 +58,7 @@ def test_a_page_with_numbers_that_are_not_finite_is_refused(poison: float) -> No
     page = bytearray(engine.export(A, 0))
     page[-2:] = torch.tensor([poison]).bfloat16().view(torch.uint8).numpy().tobytes()
     with pytest.raises(errors.EngineError, match="finite"):
-        engine.restore(A, [bytes(page)])
+        engine.restore(A, PROMPT, [bytes(page)])
     assert engine.export(A, 0)
 
 
@@ -77,7 +77,7 @@ def test_a_restore_beyond_the_context_is_refused() -> None:
     engine.step([ports.Work(A, 0, PROMPT, None)])
     page = engine.export(A, 0)
     with pytest.raises(errors.EngineError, match="1024"):
-        engine.restore(B, [page] * 33)
+        engine.restore(B, PROMPT, [page] * 33)
 
 
 def test_decode_rows_ride_along_with_a_prefill() -> None:

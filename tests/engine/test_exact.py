@@ -132,7 +132,7 @@ def test_a_restore_leaves_no_trace(seen: Seen, expected: torch.Tensor) -> None:
     seen.feed(A, 0, PROMPT[:300])
     exported = [seen.engine.export(A, index) for index in range(9)]
     other = Seen(tiny.make())
-    assert other.engine.restore(A, exported) == 288
+    assert other.engine.restore(A, PROMPT, exported) == 288
     other.feed(A, 288, PROMPT[288:-1])
     assert torch.equal(other.last(A), expected)
 

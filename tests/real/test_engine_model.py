@@ -149,7 +149,7 @@ def test_a_restored_session_says_the_same_words(exact: engine.TorchEngine, words
     whole = said(exact, A, feed, 20)
     pages = [exact.export(A, index) for index in range(len(feed) // exact.card.page_tokens)]
     assert exact.card.page_bytes == exact.card.page_tokens * 23040
-    restored = exact.restore(B, pages)
+    restored = exact.restore(B, feed, pages)
     assert said(exact, B, feed[restored:], 20, position=restored) == whole
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from meshnode.machine import Restore, Ship, Step, Stepped
-from meshnode.ports import Sampling
 from meshnode.sessions import hosting
 from meshnode.sessions.messages import Birth, Closed, End, Opened, Token, Turn
 from meshnode.sessions.transcript import Transcript
@@ -15,7 +14,7 @@ PAGE = cases.PAGE
 
 
 def fresh(context_tokens_max: int = 256) -> hosting.Hosting:
-    return hosting.Hosting(cases.SESSION, 1, cases.CARD, Sampling(), context_tokens_max)
+    return hosting.Hosting(cases.SESSION, 1, cases.CARD, context_tokens_max)
 
 
 def said(length: int, most: int = 8, *tokens: int) -> Transcript:
@@ -37,10 +36,12 @@ def test_a_transcript_is_the_fold_of_its_log() -> None:
     of = said(3, 8, 7, 8)
     assert of.context == [100, 101, 102, 7, 8]
     assert (of.said, of.turns, of.requests) == (2, 1, {cases.request(1)})
-    of.add(Token(9, ""))
-    assert of.pending == [9]
-    of.add(Token(10, "ö"))
-    assert of.pending == []
+    assert of.answer_from == 3
+    of.add(Token(9, "", held=True))
+    of.add(Token(10, "öl", held=True))
+    assert (of.pending, of.told) == ([9, 10], 2)
+    of.add(Token(11, "x"))
+    assert (of.pending, of.told) == ([], 0)
     of.add(End("stop"))
     assert (of.open_turn, of.eos_closed) == (None, True)
     of.add(End("interrupted"))
@@ -102,7 +103,7 @@ def test_a_token_that_was_drawn_in_vain_is_not_logged() -> None:
 def test_a_restore_asks_for_whole_pages_and_leaves_the_last_token_to_be_fed() -> None:
     of = fresh()
     context = list(range(9))
-    assert of.restore(context) == [Restore(cases.SESSION, 1, addresses(context)[:2])]
+    assert of.restore(context) == [Restore(cases.SESSION, 1, addresses(context)[:2], tuple(context[:8]))]
     assert of.busy
     of.restored(PAGE)
     assert (of.loaded, of.pages_restored, of.busy) == (context[:PAGE], 1, False)
