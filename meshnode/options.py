@@ -86,7 +86,7 @@ AS_THE_MANIFEST = Options()
 
 
 def read(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
-    """What a caller asks of one turn, by the names of Options, and what is wrong with its form.
+    """What a caller asks of one turn, by the names of Options, and what is wrong with the form of the rest.
 
     Besides: `stop` may be one string, `logit_bias` a mapping of ids to amounts, and instead of `grammar` there may be
     `schema` (a JSON schema), `regex`, `lark` or `tools`.
@@ -110,8 +110,9 @@ def read(given: Mapping[str, Any]) -> tuple[Options, list[str]]:
             reasons.append(f"{name}: {error}")
         else:
             table["grammar"] = {"kind": "json" if name == "schema" else name, "text": text}
-    found, wrong = forms.read(Options, table)
-    return found or AS_THE_MANIFEST, reasons + wrong
+    reasons += forms.read(Options, table)[1]
+    sound = {name: value for name, value in table.items() if forms.read(Options, {name: value})[0] is not None}
+    return forms.read(Options, sound)[0] or AS_THE_MANIFEST, reasons
 
 
 def over(agent: T, options: Options) -> T:
