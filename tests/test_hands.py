@@ -172,7 +172,7 @@ async def test_log_probabilities_come_with_the_text_of_each_alternative() -> Non
     body = Body()
     (event,) = await body.do(step(0, TOKENS, sampling=Sampling(logprobs=2)))
     assert event.logprob == -0.5
-    assert event.top == tuple((token, chr(token), -0.5 - token) for token in (event.token, event.token + 1))
+    assert event.top == ((event.token, chr(event.token), -0.5), (event.token + 1, chr(event.token + 1), -1.5))
 
 
 async def test_a_grammar_is_judged_before_its_turn_has_ids() -> None:

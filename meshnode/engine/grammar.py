@@ -118,7 +118,10 @@ class Grammars:
             flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
             marks = [{"id": number, "content": mark, **flags} for mark, number in self._special.items()]
             whole["added_tokens"] = sorted(known + marks, key=lambda one: int(one["id"]))
-            return llguidance.LLTokenizer(json.dumps(whole), n_vocab=self.vocabulary, eos_token=self.eos)
+            words = llguidance.LLTokenizer(json.dumps(whole), n_vocab=self.vocabulary, eos_token=self.eos)
+            if not all(words.is_special_token(number) for number in self._special.values()):
+                raise ValueError("a special token got another id")
+            return words
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise errors.EngineError(f"grammar: not with this model's tokenizer ({_short(str(error))})") from None
 

@@ -135,6 +135,8 @@ class HashEngine:
         known = self._contexts.get(work.session, [])
         if not 0 <= work.position <= len(known):
             raise errors.EngineError(f"position {work.position} is beyond the {len(known)} tokens held")
+        if not 0 <= work.answer_from <= work.position + len(work.feed):
+            raise errors.EngineError(f"the answer cannot begin at {work.answer_from}")
         if not work.feed and work.sampling:
             raise errors.EngineError("a token is drawn from what was fed, and nothing was")
         if any(not 0 <= token < self.card.vocabulary for token in work.feed):
@@ -147,7 +149,7 @@ class HashEngine:
         token = self._draw(tokens, work.sampling, work.answer_from)
         if work.sampling.logprobs is None:
             return token
-        top = tuple((one % self.card.vocabulary, -0.5 - one) for one in range(token, token + work.sampling.logprobs))
+        top = tuple(((token + n) % self.card.vocabulary, -0.5 - n) for n in range(work.sampling.logprobs))
         return ports.Drawn(token, -0.5, top)
 
     def _draw(self, tokens: list[int], sampling: ports.Sampling, answer_from: int = 0) -> int:
