@@ -41,7 +41,7 @@ TOOLS_MAX = 64
 CACHED_MAX = 64
 """Compiled grammars kept: a session of many turns compiles once."""
 _REASON_CHARS_MAX = 300
-_COUNT = re.compile(r"\{\s*(\d*)\s*(,?)\s*(\d*)\s*\}|~\s*(\d+)(?:\s*\.\.\s*(\d+))?")
+_COUNT = re.compile(r"\{\s*([0-9]*)\s*,?\s*([0-9]*)\s*\}|~\s*([0-9]+)(?:\s*\.\.\s*([0-9]+))?")
 _OPENING, _CLOSING = "([{", ")]}"
 _LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=200_000,
@@ -241,7 +241,7 @@ def _check_lark(text: str) -> None:
     _check_depth(text)
     unrolled = 1
     for found in _COUNT.finditer(text):
-        unrolled *= max(1, *(int(number) for number in found.groups() if number and number.isdigit()))
+        unrolled *= max(1, _times(found))
         if unrolled > UNROLLED_MAX:
             raise errors.EngineError(
                 f"grammar: its counted repetitions multiply to more than {UNROLLED_MAX}; use + or *"
@@ -259,7 +259,7 @@ def _check_regex(pattern: str) -> None:
         step = 1
         count = _COUNT.match(pattern, at) if letter == "{" else None
         if count is not None:
-            times = max((int(number) for number in count.groups() if number and number.isdigit()), default=1)
+            times = _times(count)
             sizes[-1] += last * max(0, times - 1)
             last *= max(1, times)
             step = count.end() - at
@@ -274,6 +274,11 @@ def _check_regex(pattern: str) -> None:
         if max(sizes[-1], last) > UNROLLED_MAX:
             raise errors.EngineError(f"grammar: an expression unrolls to more than {UNROLLED_MAX} atoms; use + or *")
         at += step
+
+
+def _times(count: re.Match[str]) -> int:
+    """The most that this count asks for; of numbers that are longer than any bound, no more than that."""
+    return max((int(number.lstrip("0")[:9] or 0) for number in count.groups() if number), default=1)
 
 
 def _class_end(pattern: str, at: int) -> int:

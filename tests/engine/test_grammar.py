@@ -165,6 +165,8 @@ REFUSED = {
     "retriev": of("json", {"$ref": "https://example.com/schema.json"}),
     "unrolls": of("json", {"type": "string", "pattern": "^(a{1000}){1000}$"}),
     "to more than 16384 atoms": of("regex", "((a{1000}){1000}){1000}"),
+    "16384 atoms; use": of("regex", "a{00000000000099999}"),
+    "4 atoms; use": of("regex", f"a{{{'9' * 5000}}}"),
     "unclosed": of("regex", "(a"),
     "NoExtension": of("regex", r"[^\s\S]"),
     "flag x": of("regex", "(?x)a # )"),
@@ -190,7 +192,15 @@ def test_what_cannot_be_followed_is_refused_with_the_reason(words: str) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "times"),
-    [("a", 1), ("ab{3}c", 5), ("(ab){3}", 6), ("((ab){3}c){2}", 14), (r"\({2}[)(\]]{3}", 5), ("a{2,5}|b{7,}", 12)],
+    [
+        ("a", 1),
+        ("ab{3}c", 5),
+        ("(ab){3}", 6),
+        ("((ab){3}c){2}", 14),
+        (r"\({2}[)(\]]{3}", 5),
+        ("a{2,5}|b{7,}", 12),
+        ("a{}b", 2),
+    ],
 )
 def test_repetitions_are_counted_as_they_nest(pattern: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "UNROLLED_MAX", times)

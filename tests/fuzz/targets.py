@@ -15,7 +15,7 @@ from meshnode import ids
 from meshnode.machine import Received
 from meshnode.ports import Lane
 from meshnode.wire import cbor, envelope, keys, schema
-from tests.fuzz import strangers, weights
+from tests.fuzz import grammars, strangers, weights
 from tests.sessions import cases
 from tests.wire import samples
 
@@ -103,4 +103,5 @@ TARGETS = (
     Target("peer", decode_peer, (ids.peer_text(IDENTITY.peer).encode(),)),
     Target("safetensors", weights.decode_safetensors, weights.safetensors_seeds()),
     Target("gguf", weights.decode_gguf, weights.gguf_seeds()),
+    Target("grammar", grammars.decode_grammar, grammars.seeds()),
 )
