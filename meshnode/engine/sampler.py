@@ -36,6 +36,8 @@ _MASK = 2**64 - 1
 _WIDTH_MAX = 60.0
 """Candidates whose probability is below e^-60 of the best are left out before sorting: no float can tell."""
 _LOGPROB_DECIMALS = 6
+_LOOKS = (64, 1024, 8192)
+"""Best candidates that are sorted before all of them are, until top-p has enough."""
 
 Floats = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, Any]
@@ -112,17 +114,34 @@ def _adjusted(logits: Floats, sampling: ports.Sampling, context: Sequence[int], 
 
 
 def _kept(scaled: Floats, tokens: Floats, sampling: ports.Sampling) -> Floats:
-    """The candidates that top-k, top-p and min-p leave, best first."""
-    order = tokens[np.argsort(-scaled[tokens], kind="stable")]
+    """The candidates that top-k, top-p and min-p leave. No more of them are sorted than are looked at: to sort all of a
+    vocabulary takes longer than to compute its logits."""
+    values = scaled[tokens]
     if sampling.top_k > 0:
-        order = order[: sampling.top_k]
-    weights = np.exp(scaled[order] - scaled[order[0]])
+        best = _best(values, sampling.top_k)
+        tokens, values = tokens[best], values[best]
+    if sampling.top_p == 1 and sampling.min_p == 0:
+        return tokens
+    weights = np.exp(values - values.max())
+    order = np.arange(len(values))
     if sampling.top_p < 1:
-        before = np.cumsum(weights) - weights
-        order = order[: max(1, int(np.count_nonzero(before < sampling.top_p * weights.sum())))]
-    if sampling.min_p > 0:
-        order = order[: int(np.count_nonzero(weights[: len(order)] >= sampling.min_p))]
-    return order
+        mass = sampling.top_p * weights.sum()
+        for count in (*_LOOKS, len(values)):
+            order = _best(values, count)
+            reached = np.cumsum(weights[order])
+            kept = int(np.count_nonzero(reached - weights[order] < mass))
+            if kept < len(order):
+                break
+        order = order[: max(1, kept)]
+    return tokens[order[weights[order] >= sampling.min_p]]
+
+
+def _best(values: Floats, count: int) -> Floats:
+    """Where the `count` greatest stand, the greatest first, of equals the first."""
+    if count >= len(values):
+        return np.argsort(-values, kind="stable")
+    some = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return some[np.argsort(-values[some], kind="stable")][:count]
 
 
 def _told(logits: Floats, token: int, count: int) -> ports.Drawn:
@@ -130,10 +149,7 @@ def _told(logits: Floats, token: int, count: int) -> ports.Drawn:
     raw = logits.astype(np.float64)
     raw -= raw.max()
     logs = np.maximum(raw - np.log(np.exp(raw).sum()), -9999.0)  # -inf is no number that could be written down
-    top: list[int] = []
-    if count := min(count, len(raw)):
-        likely = np.flatnonzero(raw >= np.partition(raw, -count)[-count])
-        top = likely[np.argsort(-raw[likely], kind="stable")][:count].tolist()
+    top = _best(raw, count).tolist() if count else []
     rounded = [(one, round(float(logs[one]), _LOGPROB_DECIMALS)) for one in (token, *top)]
     return ports.Drawn(token, rounded[0][1], tuple(rounded[1:]))
 

@@ -218,3 +218,17 @@ def test_branches_differ_and_come_again() -> None:
     assert all(0 <= seed <= options.SEED_MAX for seed in seeds)
     assert not set(seeds) & {options.branch_seed(8, branch) for branch in range(100)}
     assert options.branch_seed(7, 1) == BRANCH_ONE, "on every host and in every version"
+
+
+@pytest.mark.parametrize("width", [0.01, 1.0, 3.0, 9.0])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.9999])
+def test_a_large_vocabulary_is_cut_where_a_whole_sort_would_cut_it(width: float, top_p: float) -> None:
+    scaled = np.round(np.random.default_rng(3).normal(size=20_000) * width, 2)  # with many ties
+    order = np.argsort(-scaled, kind="stable")
+    chances = np.exp(scaled - scaled.max())
+    before = np.cumsum(chances[order]) - chances[order]
+    expected = order[before < top_p * chances.sum()]
+    found = sampler._kept(scaled, np.arange(20_000), ports.Sampling(temperature=1.0, top_p=top_p))
+    assert found.tolist() == expected.tolist()
+    fewer = sampler._kept(scaled, np.arange(20_000), ports.Sampling(temperature=1.0, top_k=777))
+    assert fewer.tolist() == order[:777].tolist()
