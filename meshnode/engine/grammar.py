@@ -12,8 +12,8 @@ A grammar is a stranger's program. `check` refuses at the door what is too large
 first token; the library's own limits hold the cost of each further token. One thing they do not hold, as measured:
 counted repetitions (`(a{1000}){1000}` takes 1.5 s for a token), so those are counted here, before it sees them.
 
-Rejected: xgrammar (compiles for seconds where this takes milliseconds, and keeps its state to itself); masks over texts
-instead of tokens (a token may end inside a character).
+Rejected: a parser of our own over texts (a token may end inside a character, and a vocabulary is 49152 texts); to take
+a drawn token back when it does not fit (the draw would no longer be of the distribution that was asked for).
 """
 
 from __future__ import annotations
