@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import trio
 import trio.testing
 
-from meshnode import hands, options, ports
+from meshnode import errors, hands, options, ports
 from meshnode.ids import SessionId
 from meshnode.machine import (
     Encode,
@@ -188,6 +188,17 @@ async def test_a_grammar_is_judged_before_its_turn_has_ids() -> None:
     body.hands.grammars = None
     (refused,) = await body.do(encode(good))
     assert "cannot be held" in refused.refusal
+
+
+async def test_a_turn_that_the_chat_template_has_no_place_for_is_refused_and_the_node_lives() -> None:
+    class Strict(Letters):
+        def turn(self, text: str, *, system: str | None, first: bool, closed: bool) -> list[int]:
+            raise errors.EngineError("no place for a system text")
+
+    body = Body()
+    body.hands.tokenizer = Strict()
+    (refused,) = await body.do(Encode(cases.SESSION, cases.request(1), "hi", "teach", True, False))
+    assert refused == Encoded(cases.SESSION, cases.request(1), (), "no place for a system text")
 
 
 async def test_a_turn_is_encoded_with_its_system_text_at_first_only() -> None:
