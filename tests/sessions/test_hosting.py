@@ -116,6 +116,13 @@ def test_a_turn_is_drawn_as_its_entry_says_and_knows_where_its_answer_began() ->
     assert transcript.answer_from == 0
 
 
+def test_a_prompt_that_is_recomputed_in_pieces_says_where_the_answer_began_with_the_last() -> None:
+    of, transcript = fresh(1024), said(hosting.PREFILL_TOKENS_MAX + 5, 8, 7, 8)
+    assert step(of, transcript).work.answer_from == 0, "it lies behind what this step feeds"
+    of.stepped(Stepped(cases.SESSION, 1, hosting.PREFILL_TOKENS_MAX, None, ""), transcript)
+    assert step(of, transcript).work.answer_from == hosting.PREFILL_TOKENS_MAX + 5
+
+
 def test_log_probabilities_enter_the_log_and_long_texts_are_cut() -> None:
     of, transcript = fresh(), said(3)
     step(of, transcript)
