@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from meshnode import errors, ids, options, ports
-from meshnode.engine import arithmetic, grammar, kv, model, pages, sampler, weights
+from meshnode import errors, ids, ports
+from meshnode.engine import arithmetic, drawing, grammar, kv, model, pages, sampler, weights
 
 ROWS_MAX = 256
 """Rows in one pass. More: longer waits for decode rows beside a prefill. Fewer: the weights are read more often."""
@@ -36,8 +36,6 @@ class _Session:
     """At most `len(blocks) * BLOCK_TOKENS`."""
     tokens: list[int] = field(default_factory=list)
     """What was fed, for penalties and grammars; may run ahead of `token_count` inside a step."""
-    follower: grammar.Follower | None = None
-    """How far its answer's grammar was followed."""
 
 
 @dataclass(slots=True)
@@ -75,6 +73,7 @@ class TorchEngine:
         self._pool = kv.Pool(of.layers, of.kv_heads, of.head_dim, _DTYPES[numeric_class], memory_bytes)
         self._llama = model.Llama(of, loaded, self._pool)
         self._sessions: dict[ids.SessionId, _Session] = {}
+        self._drawer = drawing.Drawer(grammars)
         self.grammars = grammars
         """Knows the tokens' bytes; None: no answer can be held to a grammar."""
         self.card = ports.EngineCard(
@@ -153,6 +152,7 @@ class TorchEngine:
     def drop(self, session: ids.SessionId) -> None:
         if known := self._sessions.pop(session, None):
             self._pool.blocks.give(known.blocks)
+        self._drawer.forget(session)
 
     def memory_free(self) -> int:
         return self._pool.memory_free()
@@ -162,8 +162,6 @@ class TorchEngine:
         known = self._sessions.get(work.session, _Session())
         if not 0 <= work.position <= known.token_count:
             raise errors.EngineError(f"position {work.position} is beyond the {known.token_count} tokens held")
-        if not 0 <= work.answer_from <= work.position + len(work.feed):
-            raise errors.EngineError(f"the answer cannot begin at {work.answer_from}")
         if not work.feed and work.sampling:
             raise errors.EngineError("a token is drawn from what was fed, and nothing was")
         if work.feed and not 0 <= min(work.feed) <= max(work.feed) < self.card.vocabulary:
@@ -206,25 +204,13 @@ class TorchEngine:
         return [(job, self._draw(job, logits[number])) for number, (job, _) in enumerate(finished)]
 
     def _draw(self, job: _Job, logits: torch.Tensor) -> Answer:
-        sampling, answer_from, known = job.work.sampling, job.work.answer_from, job.session
-        assert sampling is not None
+        work, known = job.work, job.session
+        assert work.sampling is not None
         assert len(known.tokens) == known.token_count
-        if not torch.isfinite(logits.max()):  # NaN included; -inf alone is a token without a chance
-            self.drop(job.work.session)
-            return errors.EngineError("the logits are not finite")
         try:
-            allowed = self._allowed(known, sampling.grammar, answer_from) if sampling.grammar is not None else None
-            return sampler.draw(
-                logits.numpy(), sampling, known.token_count,
-                context=known.tokens, answer_from=answer_from, allowed=allowed,
-            )  # fmt: skip
+            return self._drawer.draw(work.session, logits.numpy(), work.sampling, known.tokens, work.answer_from)
+        except sampler.NotFinite as error:
+            self.drop(work.session)
+            return error
         except errors.EngineError as error:
             return error
-
-    def _allowed(self, known: _Session, wanted: options.Grammar, answer_from: int) -> sampler.Mask:
-        """Bool [vocabulary]. Raises EngineError for a grammar that cannot be followed on."""
-        if self.grammars is None:
-            raise errors.EngineError("grammar: this engine has no vocabulary to hold to one")
-        if known.follower is None or known.follower.grammar != wanted:
-            known.follower = self.grammars.follower(wanted)
-        return known.follower.allowed(known.tokens[answer_from:] if answer_from else [])

@@ -43,6 +43,16 @@ Floats = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, Any]
 
 
+class NotFinite(errors.EngineError):
+    """The logits hold NaN or infinity: what they were computed from cannot be trusted any more."""
+
+
+def check(logits: Floats) -> None:
+    """Raises NotFinite. A logit of -inf is a token without a chance, unless all are."""
+    if not np.isfinite(logits[int(np.argmax(logits))]):  # the first NaN, if there is one
+        raise NotFinite("the logits are not finite")
+
+
 def draw(
     logits: Floats,
     sampling: ports.Sampling,
@@ -55,11 +65,9 @@ def draw(
     """The token after `position` tokens of context, as `Drawn` if the sampling asks for log probabilities.
 
     `logits` is float32 [vocabulary]. `context` is read by penalties only; `answer_from` as in ports.Work. `allowed` is
-    bool [vocabulary], a grammar's word. Raises EngineError for logits that are not finite, or if nothing is allowed.
+    bool [vocabulary], a grammar's word. Raises NotFinite, and EngineError if nothing is allowed.
     """
-    best = int(np.argmax(logits))  # the first NaN, if there is one
-    if not np.isfinite(logits[best]):
-        raise errors.EngineError("the logits are not finite")
+    check(logits)
     wanted = _adjusted(logits, sampling, context, answer_from)
     if allowed is not None:
         wanted = np.where(allowed, wanted, -np.inf)

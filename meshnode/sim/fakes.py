@@ -135,7 +135,7 @@ class HashEngine:
         known = self._contexts.get(work.session, [])
         if not 0 <= work.position <= len(known):
             raise errors.EngineError(f"position {work.position} is beyond the {len(known)} tokens held")
-        if not 0 <= work.answer_from <= work.position + len(work.feed):
+        if work.sampling and not 0 <= work.answer_from <= work.position + len(work.feed):
             raise errors.EngineError(f"the answer cannot begin at {work.answer_from}")
         if not work.feed and work.sampling:
             raise errors.EngineError("a token is drawn from what was fed, and nothing was")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from meshnode import errors, host, ids, options, ports
-from meshnode.engine import engine, grammar
+from meshnode.engine import drawing, engine, grammar
 from meshnode.options import Grammar, GrammarKind
 from tests.engine import tiny
 
@@ -330,3 +330,20 @@ async def test_an_engine_without_a_tokenizer_is_held_to_no_grammar() -> None:
 def _parts() -> tuple[str, dict[str, int], int, list[int]]:
     of_ = tiny.grammars()
     return of_._tokenizer, of_._special, of_.vocabulary, of_.eos
+
+
+def test_a_drawer_that_let_a_session_go_follows_it_again_from_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "FOLLOWERS_MAX", 1)
+    few, many = drawing.Drawer(tiny.grammars()), drawing.Drawer(tiny.grammars())
+    logits = np.random.default_rng(5).normal(size=tiny.SHAPE.vocabulary).astype(np.float32)
+    contexts: dict[ids.SessionId, list[int]] = {A: [5, 6, 7], B: [8, 9]}
+    starts = {name: len(context) for name, context in contexts.items()}
+    for _ in range(12):
+        for name, context in contexts.items():
+            at = starts[name] if len(context) > starts[name] else 0
+            drawn = [one.draw(name, logits, STRICT, context, at) for one in (few, many)]
+            assert drawn[0] == drawn[1]
+            context.append(drawn[0])
+        assert len(few._followers) == 1
+    many.forget(A)
+    assert A not in many._followers
