@@ -8,6 +8,7 @@ Not measured: the port's thread (its cost is a fraction of a millisecond a step)
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -93,12 +94,17 @@ class Ours:
             numeric_class="w8",
             memory_bytes=MEMORY_BYTES,
         )
+        self._domains = itertools.count()
+
+    def _domain(self) -> bytes:
+        """A new one, in which nothing was computed yet."""
+        return next(self._domains).to_bytes(4, "big")
 
     def fill(self, size: int, context: int) -> float:
         """Prefill `size` sessions, one after another."""
         started_s = time.perf_counter()
         for index in range(size):
-            self._step([ports.Work(_name(index), 0, _words(context), GREEDY)])
+            self._step([ports.Work(_name(index), 0, _words(context), GREEDY, self._domain())])
         return time.perf_counter() - started_s
 
     def decode(self, size: int, context: int, burst: int) -> float:
@@ -112,7 +118,8 @@ class Ours:
 
     def restore(self, pages: list[bytes]) -> float:
         started_s = time.perf_counter()
-        self._engine.restore(_name(1), _words(RESTORED_TOKENS), pages)
+        tokens = _words(len(pages) * self._engine.card.page_tokens)
+        self._engine.restore(_name(1), tokens, pages, domain=self._domain())
         return time.perf_counter() - started_s
 
     def _step(self, batch: list[ports.Work]) -> None:

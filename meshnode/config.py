@@ -46,6 +46,9 @@ class Node:
     """KV memory that sessions may take. More: less for the machine's owner. A token of SmolLM2 takes 22.5 KiB."""
     disk_mib: int = 4096
     """Pages kept for others. More: fuller disk. Less: older pages go first, and failovers recompute more."""
+    spill_mib: int = 2048
+    """Disk for sessions that must make room for others in KV memory. Less: when memory is full, sessions are refused
+    sooner. 0 keeps none: whoever does not fit is refused."""
     hot_mib: int = 256
     """Of others' pages, how much to keep unpacked in memory. Less: a takeover of a long context pauses longer."""
     threads: int = 0
@@ -70,6 +73,7 @@ def _problems(config: Node) -> list[str]:
         (config.sessions_max >= 1, "sessions_max: must be 1 or more"),
         (config.memory_mib >= 16, "memory_mib: must be 16 or more"),
         (config.disk_mib >= 16, "disk_mib: must be 16 or more"),
+        (config.spill_mib >= 0, "spill_mib: must be 0 or more"),
         (config.hot_mib >= 0, "hot_mib: must be 0 or more"),
         (config.threads >= 0, "threads: must be 0 or more"),
         (len(config.name) <= 64, "name: at most 64 characters"),

@@ -170,13 +170,12 @@ class Hands:
         return dataclasses.replace(stepped, logprob=answer.logprob, top=top)
 
     async def _restore(self, act: Restore) -> int:
-        """Tokens restored: the longest run of pages from the first one on that the store has whole."""
+        """Tokens restored: the longest run of pages from the first one on that the engine has still, or the store has
+        whole."""
         assert self.engine is not None
         raw = await self._runner(self._load, act)
-        if not raw:
-            return 0
         try:
-            return await self.engine.restore(act.session, act.tokens, raw)
+            return await self.engine.restore(act.session, act.tokens, raw, domain=act.domain)
         except errors.EngineError:
             await self.engine.drop(act.session)
             return 0

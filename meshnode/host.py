@@ -3,13 +3,13 @@
     async with host.opened(installed.folder, name=..., digest=..., memory_bytes=1 << 30) as engine:
         [token] = await engine.step([ports.Work(session, 0, feed, ports.Sampling())])
 
-The idea: one thread does everything that touches torch, so nothing there needs a lock. Calls of different sessions
-that wait while a step runs are joined into the next step: under load the batch grows by itself, without a timer, and a
-lone caller never waits for company. Each caller gets its own answers; what failed for one session is raised to the
-caller of that session alone.
+The idea: one thread does everything that touches torch, so nothing there needs a lock. It runs one pass at a time;
+calls that came meanwhile are in the next one, and calls that ended leave. Under load the passes grow by themselves,
+without a timer, and a lone caller never waits for company, nor for the end of somebody's long prompt. Each caller gets
+its own answers; what failed for one session is raised to the caller of that session alone.
 
-Cancellation: a caller that is cancelled while waiting leaves the queue; one whose step is running loses the answer, but
-the step is finished in the thread before anything else starts, so the session's KV is never half written. Since
+Cancellation: a caller that is cancelled loses the answer. If its rows are in a pass, that is finished in the thread
+before anything else starts, so the session's KV is never half written; what is left of its work does not run. Since
 `Work.position` cuts, such a caller just asks again.
 
 This file imports torch's engine when an engine is opened and not before: commands that host nothing start quickly.
@@ -33,8 +33,14 @@ from meshnode import errors, ids, options, ports
 if TYPE_CHECKING:
     from meshnode.engine import engine as torch_engine
 
-BATCH_SESSIONS_MAX = 64
-"""Sessions joined into one step. More: a lone decode waits longer for its neighbours. Fewer: less throughput."""
+REST_S = 0.25
+"""Without a call for so long, nobody is between two tokens. Longer: the first passes of a prompt that comes then are
+short for nothing. Shorter: a stream over a slow disk or network finds a long pass in its way."""
+STRAGGLE_STEPS = 0.2
+"""For how much of a step those that are here wait for streams that were in the last one. More: lost whenever one of
+them is over. Less: streams fall into two groups that wait for each other, and each pass carries half of them."""
+STRAGGLE_S_MAX = 0.01
+"""At most so long. Longer than an answer's way through the log on a common disk, it only helps those who are lost."""
 
 CHECK_S = 5.0
 """For one grammar, the wait behind others included. More: a client waits longer for its refusal."""
@@ -47,8 +53,11 @@ class _Call:
 
     def __init__(self, batch: Sequence[ports.Work]) -> None:
         self.batch = tuple(batch)
+        self.numbers: list[int] = []
+        """Of the engine's jobs, one a work, once it was posted."""
+        self.answers: dict[int, torch_engine.Answer] = {}
+        """By number."""
         self.done = trio.Event()
-        self.answers: list[torch_engine.Answer] = []
         self.abandoned = False
 
 
@@ -62,11 +71,13 @@ class ThreadEngine:
         self._compiling = trio.CapacityLimiter(1)
         # Bounded by the callers: each waits for its own call, and puts in one at a time.
         self._calls_in, self._calls_out = trio.open_memory_channel[_Call](math.inf)
-        self._held_over: _Call | None = None
+        self._open: list[_Call] = []
+        """Posted, and not answered."""
         self._memory_free = inner.memory_free()
 
     async def step(self, batch: Sequence[ports.Work]) -> list[ports.Answer]:
         """See ports.Engine. If one of several works fails, the others are done, and may be repeated at no harm."""
+        assert batch, "a step of nothing has no answer"
         await self._compile(batch)
         call = _Call(batch)
         self._calls_in.send_nowait(call)
@@ -74,16 +85,19 @@ class ThreadEngine:
             await call.done.wait()
         finally:
             call.abandoned = True
-        failed = [answer for answer in call.answers if isinstance(answer, errors.EngineError)]
-        if failed:
-            raise failed[0]
-        return [answer for answer in call.answers if not isinstance(answer, errors.EngineError)]
+        answers = [call.answers[number] for number in call.numbers]
+        for answer in answers:
+            if isinstance(answer, errors.EngineError):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, errors.EngineError)]
 
     async def export(self, session: ids.SessionId, page_index: int) -> bytes:
         return await self._run(lambda: self._inner.export(session, page_index))
 
-    async def restore(self, session: ids.SessionId, tokens: Sequence[int], pages: Sequence[bytes]) -> int:
-        return await self._run(lambda: self._inner.restore(session, tokens, pages))
+    async def restore(
+        self, session: ids.SessionId, tokens: Sequence[int], pages: Sequence[bytes], *, domain: bytes = b""
+    ) -> int:
+        return await self._run(lambda: self._inner.restore(session, tokens, pages, domain=domain))
 
     async def drop(self, session: ids.SessionId) -> None:
         await self._run(lambda: self._inner.drop(session))
@@ -111,45 +125,66 @@ class ThreadEngine:
         """As of the last call that ended: the thread may be taking some right now."""
         return self._memory_free
 
-    async def serve(self) -> None:
-        """Join waiting calls into steps until cancelled."""
-        while True:
-            calls = self._joined(await self._next())
-            if not calls:
-                continue
-            batch = [work for call in calls for work in call.batch]
-            answers = await self._run(lambda batch=batch: self._inner.step(batch))  # type: ignore[misc]
-            for call in calls:
-                call.answers, answers = answers[: len(call.batch)], answers[len(call.batch) :]
-                call.done.set()
+    def statistics(self) -> ports.EngineStatistics:
+        return self._inner.statistics()
 
-    async def _next(self) -> _Call:
-        if held := self._held_over:
-            self._held_over = None
-            return held
+    async def serve(self) -> None:
+        """Run passes until cancelled, as long as there is anybody to run them for."""
+        while True:
+            calls = [] if self._open else [await self._first()]
+            calls += self._waiting()
+            calls += await self._stragglers(calls)
+            fresh = [call for call in calls if not call.abandoned]
+            gone = [call for call in self._open if call.abandoned]
+            self._open = [call for call in [*self._open, *fresh] if not call.abandoned]
+            if fresh or gone or self._open:
+                answers = await self._run(lambda fresh=fresh, gone=gone: self._pass(fresh, gone))  # type: ignore[misc]
+                self._answer(answers)
+
+    async def _first(self) -> _Call:
+        """The next call. The engine is at rest meanwhile."""
+        with trio.move_on_after(REST_S):
+            return await self._calls_out.receive()
+        await self._run(self._inner.batcher.all_rest)
         return await self._calls_out.receive()
 
-    def _joined(self, first: _Call) -> list[_Call]:
-        """This call and all that wait behind it, up to the first that would bring a session in twice."""
+    async def _stragglers(self, calls: Sequence[_Call]) -> list[_Call]:
+        """Streams of the last pass that are on their way back: worth a wait that is short against a pass."""
+        here = {work.session for call in calls for work in call.batch}
+        missing = self._inner.batcher.expected() - here
+        found: list[_Call] = []
+        with trio.move_on_after(min(STRAGGLE_S_MAX, self._inner.batcher.step_us * STRAGGLE_STEPS / 1e6)):
+            while missing:
+                found.append(await self._calls_out.receive())
+                missing -= {work.session for work in found[-1].batch}
+        return found
+
+    def _waiting(self) -> list[_Call]:
         calls: list[_Call] = []
-        sessions: set[ids.SessionId] = set()
-        call: _Call | None = first
-        while call:
-            names = {work.session for work in call.batch}
-            if calls and (names & sessions or len(sessions) + len(names) > BATCH_SESSIONS_MAX):
-                self._held_over = call
-                break
-            if not call.abandoned:
-                calls.append(call)
-                sessions |= names
-            call = self._waiting()
+        with contextlib.suppress(trio.WouldBlock):
+            while True:
+                calls.append(self._calls_out.receive_nowait())
         return calls
 
-    def _waiting(self) -> _Call | None:
-        try:
-            return self._calls_out.receive_nowait()
-        except trio.WouldBlock:
-            return None
+    def _pass(self, fresh: list[_Call], gone: list[_Call]) -> dict[int, torch_engine.Answer]:
+        """In the thread: calls that were given up leave, new ones join, one pass runs."""
+        for call in gone:
+            for number in call.numbers:
+                self._inner.withdraw(number)
+        for call in fresh:
+            call.numbers = [self._inner.post(work) for work in call.batch]
+        before = self._inner.statistics().pass_count
+        answers = self._inner.advance()
+        if self._inner.statistics().pass_count > before:
+            self._inner.batcher.measured(self._inner.pass_us)
+        return answers
+
+    def _answer(self, answers: dict[int, torch_engine.Answer]) -> None:
+        for call in self._open:
+            call.answers |= {number: answers[number] for number in call.numbers if number in answers}
+            if len(call.answers) == len(call.batch):
+                call.done.set()
+        self._open = [call for call in self._open if not call.done.is_set()]
 
     async def _run(self, work: Callable[[], Result]) -> Result:
         """In the thread, one at a time. Not abandoned on cancel: whoever comes next must find the pool at rest."""
@@ -180,11 +215,14 @@ async def opened(
     numeric_class: str = "w8",
     memory_bytes: int = 1 << 30,
     threads: int = 2,
+    spill_folder: Path | None = None,
+    spill_bytes: int = 0,
 ) -> AsyncIterator[ThreadEngine]:
     """Load a converted model and serve it.
 
     `folder`, `name` and `digest` are those of `models.store.Installed`. `memory_bytes` is for KV alone (23 KB a token
-    for the 135M model). `threads` is torch's, for the whole process: 1, 2 or 4 for exact classes. Raises ConfigError,
+    for the 135M model). `threads` is torch's, for the whole process: 1, 2 or 4 for exact classes. Sessions that do not
+    fit into memory wait in `spill_folder`, which is emptied first; without one they are refused. Raises ConfigError,
     StoreError or EngineError.
     """
 
@@ -195,14 +233,19 @@ async def opened(
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
-        from meshnode.engine import arithmetic
+        from meshnode.engine import arithmetic, spill
         from meshnode.engine import engine as torch_engine
 
         if numeric_class != "f32" and threads not in arithmetic.THREAD_COUNTS:
             raise errors.ConfigError(f"{threads} threads do not keep a row's bits", hint="use 1, 2 or 4")
         torch.set_num_threads(threads)
         return torch_engine.TorchEngine.load(
-            folder, name=name, digest=digest, numeric_class=numeric_class, memory_bytes=memory_bytes
+            folder,
+            name=name,
+            digest=digest,
+            numeric_class=numeric_class,
+            memory_bytes=memory_bytes,
+            spill=spill.FolderSpill(spill_folder, spill_bytes) if spill_folder and spill_bytes else None,
         )
 
     inner = await trio.to_thread.run_sync(load)

@@ -241,12 +241,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Put the longest stored run of these pages, which hold these tokens, into the engine; answered by Restored."""
+    """Put the longest run of these pages that is at hand into the engine; answered by Restored. The engine may have
+    them still, in the session's domain; the store has them by address."""
 
     session: SessionId
     load: int
     addresses: tuple[Digest, ...]
     tokens: tuple[int, ...]
+    """Exactly those of the pages."""
+    domain: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,9 +47,13 @@ class Confidentiality(enum.Enum):
 
 
 class Sharing(enum.Enum):
-    """Between whom pages may be shared."""
+    """Between whom the engine shares what was computed already. Never wider: who finds a page learns, by the time that
+    it did not take, what somebody else asked."""
 
     SESSION = "session"
+    """The session, its forks, and itself when it comes back."""
+    TENANT = "tenant"
+    """All sessions of the agent that signed the manifest: a long system text is computed once on each host."""
 
 
 @dataclass(frozen=True, slots=True)

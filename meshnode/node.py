@@ -85,7 +85,7 @@ async def run(
     transport = libp2p.Libp2pTransport(who, listen=settings.listen, announce=settings.announce)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(book.close)
-        engine, tokenizer = await stack.enter_async_context(_engine(settings, progress))
+        engine, tokenizer = await stack.enter_async_context(_engine(settings, folder / "spill", progress))
         card = engine.card if engine is not None else None
         brain = peer.Peer(who, settings, card, int(time.time() * 1000), random.Random(os.urandom(16)))
         _replay(brain, book, pages)
@@ -122,7 +122,7 @@ async def run(
 
 @contextlib.asynccontextmanager
 async def _engine(
-    settings: config.Node, progress: Progress
+    settings: config.Node, spill_folder: Path, progress: Progress
 ) -> AsyncIterator[tuple[ThreadEngine | None, ports.Tokenizer | None]]:
     """Model, engine and tokenizer; nothing of it on a node that hosts no sessions."""
     if not settings.host:
@@ -149,6 +149,8 @@ async def _engine(
         numeric_class=settings.numeric_class,
         memory_bytes=settings.memory_mib * config.MIB,
         threads=threads,
+        spill_folder=spill_folder,
+        spill_bytes=settings.spill_mib * config.MIB,
     ) as engine:
         words = tokenizer.ChatTokenizer(model.folder)
         await _warm_up(engine, words)

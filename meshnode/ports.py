@@ -142,6 +142,9 @@ class Work:
     """Tokens of this session in the engine before this step. Anything beyond it is dropped first."""
     feed: tuple[int, ...]
     sampling: Sampling | None
+    domain: bytes = b""
+    """Who may find this session's pages, and whose pages it may find: sessions of one domain share what they have in
+    common. Empty: the session's own id, which its forks name. Taken at position 0 and kept from then on."""
     answer_from: int = 0
     """Where in the context the answer begins: the tokens from there on were drawn for it, and are what a grammar has
     seen and what the presence and frequency penalties count. 0: none of it is said yet."""
@@ -162,8 +165,23 @@ class EngineCard:
     """Token ids that end a turn."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """What an engine did since its start."""
+
+    pass_count: int
+    computed_tokens: int
+    reused_tokens: int
+    """Fed by somebody, and found in pages of the same domain instead of being computed."""
+    idle_pages: int
+    """Kept for whoever may want them; free for everybody else."""
+    spill_count: int
+    """Times that a session had to make room for another."""
+
+
 class Engine(Protocol):
-    """A model with a paged KV cache. One call at a time a session; different sessions may be batched."""
+    """A model with a paged KV cache. One call at a time a session; different sessions are batched. What one session
+    of a domain has computed is not computed again for another."""
 
     card: EngineCard
 
@@ -173,15 +191,18 @@ class Engine(Protocol):
     async def export(self, session: SessionId, page_index: int) -> bytes:
         """The raw bytes of a full page (`card.page_bytes`, fixed layout). Raises EngineError if it is not full."""
 
-    async def restore(self, session: SessionId, tokens: Sequence[int], pages: Sequence[bytes]) -> int:
-        """Replace the session's KV with these pages, from position 0; returns the tokens now in the engine. `tokens`
-        are those that the pages hold, or more: the first `len(pages) * card.page_tokens` are taken."""
+    async def restore(
+        self, session: SessionId, tokens: Sequence[int], pages: Sequence[bytes], *, domain: bytes = b""
+    ) -> int:
+        """Replace the session's KV by the longest prefix of `tokens` that is at hand, in full pages: what its domain
+        has, and `pages`, which hold the first tokens (there may be none). Returns the tokens now in the engine. Raises
+        EngineError for a bad page."""
 
     async def drop(self, session: SessionId) -> None:
-        """Forget a session's KV. Unknown sessions are fine."""
+        """Forget a session's KV. Its full pages stay for its domain until memory is wanted. Unknown ones are fine."""
 
     def memory_free(self) -> int:
-        """Bytes of KV that could be taken now."""
+        """Bytes of KV that could be taken now without harm to any session."""
 
 
 class Grammars(Protocol):

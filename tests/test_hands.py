@@ -85,6 +85,9 @@ class Body:
         parents = (chain.genesis(card.model_digest, card.numeric_class, card.page_tokens), *self.addresses)
         return Ship(cases.SESSION, 1, index, self.addresses[index], parents[index], to)
 
+    def restore(self, load: int = 1) -> Restore:
+        return Restore(cases.SESSION, load, self.addresses, tuple(TOKENS[:32]), b"")
+
 
 def step(position: int, feed: Sequence[int], *, draw: bool = True, sampling: Sampling = GREEDY) -> Step:
     return Step(cases.SESSION, 1, Work(cases.SESSION, position, tuple(feed), sampling if draw else None), ())
@@ -226,7 +229,7 @@ async def test_pages_go_to_a_replica_and_come_back_as_the_same_tokens() -> None:
         (stored,) = await replica.hands.store_page(frame)
         assert stored == PageStored(A, cases.SESSION, 1, index, host.addresses[index], frames.unpack(frame.data).parent)
     assert replica.admitted == [0, 1]
-    (restored,) = await replica.do(Restore(cases.SESSION, 3, host.addresses, tuple(TOKENS)))
+    (restored,) = await replica.do(host.restore(3))
     assert restored == Restored(cases.SESSION, 3, 32)
     assert replica.engine.context(cases.SESSION) == tuple(TOKENS[:32])
 
@@ -241,7 +244,7 @@ async def test_a_page_that_rotted_stops_the_restore_there() -> None:
         data = bytearray(replica.disk.read(path))
         data[-1] ^= 1
         replica.disk.write(path, bytes(data))
-        (restored,) = await replica.do(Restore(cases.SESSION, 1, host.addresses, tuple(TOKENS)))
+        (restored,) = await replica.do(host.restore())
         assert restored.tokens == tokens
 
 
@@ -250,7 +253,7 @@ async def test_pages_that_the_engine_did_not_write_are_none() -> None:
     stranger = Body(fakes.HashEngine(model="other"))
     for frame in sent:
         await stranger.hands.store_page(frame)
-    (restored,) = await stranger.do(Restore(cases.SESSION, 1, host.addresses, tuple(TOKENS)))
+    (restored,) = await stranger.do(host.restore())
     assert restored.tokens == 0
     assert stranger.engine.context(cases.SESSION) == ()
 
@@ -270,3 +273,26 @@ async def test_what_is_forgotten_is_gone_from_engine_and_store() -> None:
     await body.do(step(0, TOKENS, draw=False), Forget(cases.SESSION))
     assert body.engine.context(cases.SESSION) == ()
     assert body.pages.sessions() == ()
+
+
+async def test_a_session_that_left_the_engine_leaves_its_pages_to_itself_and_to_its_domain() -> None:
+    for domain, after in ((b"", Unload(cases.SESSION)), (b"tenant", Forget(cases.SESSION))):
+        body = Body()
+        work = Work(cases.SESSION, 0, tuple(TOKENS), None, domain)
+        await body.do(Step(cases.SESSION, 1, work, ()), after)
+        session = cases.SESSION if not domain else SessionId(b"t" * 16)
+        (restored,) = await body.do(Restore(session, 2, body.addresses, tuple(TOKENS[:32]), domain))
+        assert restored == Restored(session, 2, 32)
+        assert body.engine.context(session) == tuple(TOKENS[:32])
+
+
+async def test_a_step_of_another_session_of_the_domain_computes_the_rest_alone() -> None:
+    body = Body()
+    await body.do(Step(cases.SESSION, 1, Work(cases.SESSION, 0, tuple(TOKENS), None, b"tenant"), ()))
+    await body.do(Forget(cases.SESSION))
+    second = SessionId(b"t" * 16)
+    before = body.engine.statistics().computed_tokens
+    (stepped,) = await body.do(Step(second, 1, Work(second, 0, tuple(TOKENS), Sampling(), b"tenant"), ()))
+    (alone,) = await Body().do(step(0, TOKENS))
+    assert stepped.token == alone.token
+    assert body.engine.statistics().computed_tokens - before == len(TOKENS) - 32

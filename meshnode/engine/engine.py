@@ -1,11 +1,16 @@
-"""The engine: sessions over the model and the pool. Synchronous; host.py stands it behind the async port.
+"""The engine: sessions over the model and its memory. Synchronous; host.py stands it behind the async port.
 
-The idea: a step is admitted session by session (position, context, memory), then run in passes of at most ROWS_MAX
-rows. Short feeds go first, so that decode rows ride along with the first chunk of somebody's prefill instead of
-waiting for all of it. What goes wrong with one session is its answer, as a value; the others never notice.
+The idea: a work becomes a *job*. `advance` admits waiting jobs (memory.py), asks the batcher which rows run, runs them
+in one forward pass, and returns what ended by that. So a job joins and leaves between two passes, and nothing that is
+long holds up what is short. `step` does it until a whole batch is through. What goes wrong with one session is its
+answer, as a value; the others never notice.
 
-A session is a list of blocks and a length. `Work.position` cuts the length first, so a caller whose step was lost
-repeats it and gets the same bits.
+`Work.position` cuts the session first, so a caller whose step was lost repeats it and gets the same bits. A job that
+is withdrawn leaves what it had so far in the session, which is a shorter prefix of the same and no harm.
+
+A job that finds memory full waits, since another may end; those behind it that need a page wait as well, so that it
+gets its turn. After PATIENCE_PASSES it may take the memory of sessions that are between two tokens; if that is not
+enough and nobody runs, it is refused.
 
 Refused: context overflow, full memory, logits that are not finite (the session is dropped: its KV cannot be trusted).
 Rejected: one forward pass a session (decode of eight sessions costs eight times the weights' memory traffic).
@@ -13,46 +18,41 @@ Rejected: one forward pass a session (decode of eight sessions costs eight times
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from meshnode import errors, ids, ports
-from meshnode.engine import arithmetic, drawing, grammar, kv, model, pages, sampler, weights
+from meshnode.engine import arithmetic, batcher, drawing, grammar, kv, memory, model, pages, prefix, sampler, weights
 
-ROWS_MAX = 256
-"""Rows in one pass. More: longer waits for decode rows beside a prefill. Fewer: the weights are read more often."""
+PATIENCE_PASSES = 64
+"""So many passes a job waits for memory before a session in the middle of an answer has to make room for it. More: new
+sessions wait longer when memory is short. Fewer: two that do not fit together are read and written more than they run.
+"""
 
 _DTYPES = {"w8": torch.bfloat16, "f32": torch.float32}
 Answer = ports.Answer | errors.EngineError
 
 
 @dataclass(slots=True)
-class _Session:
-    blocks: list[int] = field(default_factory=list)
-    token_count: int = 0
-    """At most `len(blocks) * BLOCK_TOKENS`."""
-    tokens: list[int] = field(default_factory=list)
-    """What was fed, for penalties and grammars; may run ahead of `token_count` inside a step."""
-
-
-@dataclass(slots=True)
 class _Job:
-    """A work that was admitted, and how far it is."""
+    """A work, and how much of its feed is in the session."""
 
-    index: int
     work: ports.Work
-    session: _Session
     done_count: int = 0
+    waited_passes: int = 0
+    """For memory."""
 
     def left_count(self) -> int:
         return len(self.work.feed) - self.done_count
 
 
 class TorchEngine:
-    """Sessions, KV memory and a model. Every method blocks; call it from one thread only."""
+    """Sessions, KV memory and a model. Every method blocks; call it from one thread at a time."""
 
     def __init__(
         self,
@@ -64,7 +64,10 @@ class TorchEngine:
         numeric_class: str,
         memory_bytes: int,
         grammars: grammar.Grammars | None = None,
+        spill: memory.Spill | None = None,
+        limits: batcher.Limits | None = None,
     ) -> None:
+        """`memory_bytes` is for KV alone. Without `spill`, sessions that do not fit are refused."""
         if numeric_class not in _DTYPES:
             raise errors.ConfigError(f"no numeric class {numeric_class!r}", hint=f"known: {', '.join(_DTYPES)}")
         recipe = [numeric_class, torch.__version__.split("+")[0]]
@@ -72,7 +75,6 @@ class TorchEngine:
             recipe.append(arithmetic.fingerprint())
         self._pool = kv.Pool(of.layers, of.kv_heads, of.head_dim, _DTYPES[numeric_class], memory_bytes)
         self._llama = model.Llama(of, loaded, self._pool)
-        self._sessions: dict[ids.SessionId, _Session] = {}
         self._drawer = drawing.Drawer(grammars)
         self.grammars = grammars
         """Knows the tokens' bytes; None: no answer can be held to a grammar."""
@@ -86,9 +88,30 @@ class TorchEngine:
             vocabulary=of.vocabulary,
             eos=of.eos,
         )
+        self._memory = memory.Memory(self._pool, prefix.Names(digest, self.card.numeric_class), spill=spill)
+        self.batcher = batcher.Batcher[ids.SessionId](limits)
+        self._count = 0
+        self._waiting: dict[int, _Job] = {}
+        """Not admitted yet, in the order in which they came."""
+        self._running: dict[int, _Job] = {}
+        """Admitted: the batcher has them, and their pages are safe. One for each session at most."""
+        self._ended: dict[int, Answer] = {}
+        """For the next `advance` to return."""
+        self._pass_count = self._computed = self._reused = 0
+        self.pass_us = 0
+        """What the model's part of the last pass took. Whoever lives in real time tells the batcher."""
 
     @classmethod
-    def load(cls, folder: Path, *, name: str, digest: ids.Digest, numeric_class: str, memory_bytes: int) -> TorchEngine:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        digest: ids.Digest,
+        numeric_class: str,
+        memory_bytes: int,
+        spill: memory.Spill | None = None,
+    ) -> TorchEngine:
         """From a converted model's folder. The first start with "w8" packs the weights beside it."""
         loaded = weights.load(folder, numeric_class)
         of = weights.shape(folder)
@@ -100,117 +123,194 @@ class TorchEngine:
             numeric_class=numeric_class,
             memory_bytes=memory_bytes,
             grammars=grammar.Grammars.load(folder, of.vocabulary, of.eos),
+            spill=spill,
         )
 
+    # ----------------------------------------------------------------------------------------------------------- jobs
+
+    def post(self, work: ports.Work) -> int:
+        """A new job's number. It waits for an earlier one of its session."""
+        self._count += 1
+        self._waiting[self._count] = _Job(work)
+        return self._count
+
+    def withdraw(self, number: int) -> None:
+        """A job that nobody waits for any more. Ended ones are fine."""
+        self._waiting.pop(number, None)
+        self._running.pop(number, None)
+        self._ended.pop(number, None)
+        self.batcher.remove(number)
+
+    def busy(self) -> bool:
+        """Whether `advance` would do anything."""
+        return bool(self._waiting or self._running or self._ended)
+
     @torch.inference_mode()
+    def advance(self) -> dict[int, Answer]:
+        """One pass; the answers of the jobs that ended."""
+        self._admit_all()
+        if shares := self.batcher.next():
+            self._pass(shares)
+        ended, self._ended = self._ended, {}
+        return ended
+
     def step(self, batch: Sequence[ports.Work]) -> list[Answer]:
-        """One answer a work: the drawn token, None if none was asked for, or the error that is this session's alone."""
+        """All of a batch. One answer a work: the drawn token, None if none was asked for, or the error that is this
+        session's alone."""
         assert len({work.session for work in batch}) == len(batch), "a session appears twice in one step"
-        answers: list[Answer] = [None] * len(batch)
-        jobs = []
-        for index, work in enumerate(batch):
-            try:
-                jobs.append(_Job(index, work, self._admit(work)))
-            except errors.EngineError as error:
-                answers[index] = error
-        # Lone rows first, and of these the short contexts: the model attends them together.
-        jobs.sort(key=lambda job: (len(job.work.feed), job.work.position))
-        waiting = [job for job in jobs if job.work.feed]
-        while waiting:
-            for job, answer in self._pass(waiting):
-                answers[job.index] = answer
-            waiting = [job for job in waiting if job.left_count()]
-        return answers
+        numbers = [self.post(work) for work in batch]
+        answers: dict[int, Answer] = {}
+        while self.busy():
+            answers |= self.advance()
+        return [answers[number] for number in numbers]
+
+    # -------------------------------------------------------------------------------------------------------- sessions
 
     @torch.inference_mode()
     def export(self, session: ids.SessionId, page_index: int) -> bytes:
-        known = self._sessions.get(session, _Session())
-        if not 0 <= page_index < known.token_count // pages.PAGE_TOKENS:
-            raise errors.EngineError(f"page {page_index} is not full: {known.token_count} tokens are here")
-        block, page_in_block = divmod(page_index, pages.BLOCK_PAGES)
-        return self._pool.export(known.blocks[block], page_in_block)
+        return self._memory.export(session, page_index)
 
     @torch.inference_mode()
-    def restore(self, session: ids.SessionId, tokens: Sequence[int], pages_bytes: Sequence[bytes]) -> int:
-        """All or nothing: a bad page or full memory leaves the session as it was, but for memory, which it may lose."""
-        token_count = len(pages_bytes) * pages.PAGE_TOKENS
-        if token_count > self.card.context_tokens_max:
-            raise errors.EngineError(f"{token_count} tokens exceed the context of {self.card.context_tokens_max}")
-        if len(tokens) < token_count:
-            raise errors.EngineError(f"{len(pages_bytes)} pages hold more than the {len(tokens)} tokens named")
-        parsed = [self._pool.parse(page) for page in pages_bytes]
-        known = self._sessions.setdefault(session, _Session())
-        known.token_count = 0
-        self._resize(known, token_count)
-        for page_index, page in enumerate(parsed):
-            block, page_in_block = divmod(page_index, pages.BLOCK_PAGES)
-            self._pool.restore(known.blocks[block], page_in_block, page)
-        known.token_count = token_count
-        known.tokens = list(tokens[:token_count])
-        return token_count
+    def restore(
+        self, session: ids.SessionId, tokens: Sequence[int], pages_bytes: Sequence[bytes], *, domain: bytes = b""
+    ) -> int:
+        """A bad page leaves the session as it was; full memory loses it."""
+        if len(tokens) > self.card.context_tokens_max:
+            raise errors.EngineError(f"{len(tokens)} tokens exceed the context of {self.card.context_tokens_max}")
+        if len(pages_bytes) * pages.PAGE_TOKENS > len(tokens):
+            raise errors.EngineError(f"{len(pages_bytes)} pages hold more than {len(tokens)} tokens")
+        self._check_vocabulary(tokens)
+        self._end_jobs(session, "the session was restored anew")
+        return self._memory.restore(session, tokens, pages_bytes, domain=domain, busy=self._busy_sessions())
 
     def drop(self, session: ids.SessionId) -> None:
-        if known := self._sessions.pop(session, None):
-            self._pool.blocks.give(known.blocks)
+        self._end_jobs(session, "the session was dropped")
+        self.batcher.rests(session)
+        self._memory.drop(session)
         self._drawer.forget(session)
 
     def memory_free(self) -> int:
-        return self._pool.memory_free()
+        """Pages kept for whoever comes count as free: they go when they are wanted."""
+        return self._memory.room() * self._pool.page_bytes
 
-    def _admit(self, work: ports.Work) -> _Session:
+    def statistics(self) -> ports.EngineStatistics:
+        return ports.EngineStatistics(
+            self._pass_count, self._computed, self._reused, self._memory.idle_count(), self._memory.spill_count
+        )
+
+    # --------------------------------------------------------------------------------------------------------- inside
+
+    def _admit_all(self) -> None:
+        """Whoever waits and may, in order. Behind one that waits for memory, only those that need none may."""
+        taken = self._busy_sessions()
+        short = False
+        for number, job in list(self._waiting.items()):
+            work = job.work
+            end = work.position + len(work.feed)
+            if work.session in taken or (short and self._memory.grows(work.session, end)):
+                taken.add(work.session)
+                continue
+            try:
+                self._admit(job)
+            except memory.Full as full:
+                if self._running or job.waited_passes < PATIENCE_PASSES:
+                    short = True
+                    job.waited_passes += 1
+                    taken.add(work.session)
+                    continue
+                self._ended[number] = full
+            except errors.EngineError as error:
+                self._ended[number] = error
+            else:
+                if job.left_count():
+                    self._running[number] = job
+                    self.batcher.add(number, work.session, job.left_count())
+                else:
+                    self._ended[number] = None
+                taken.add(work.session)
+            del self._waiting[number]
+
+    def _admit(self, job: _Job) -> None:
         """Check the work, cut its session to the position, and make room. Raises EngineError."""
-        known = self._sessions.get(work.session, _Session())
-        if not 0 <= work.position <= known.token_count:
-            raise errors.EngineError(f"position {work.position} is beyond the {known.token_count} tokens held")
+        work = job.work
         if not work.feed and work.sampling:
             raise errors.EngineError("a token is drawn from what was fed, and nothing was")
-        if work.feed and not 0 <= min(work.feed) <= max(work.feed) < self.card.vocabulary:
-            raise errors.EngineError(f"a token is outside the vocabulary of {self.card.vocabulary}")
+        self._check_vocabulary(work.feed)
         token_count = work.position + len(work.feed)
         if token_count > self.card.context_tokens_max:
             raise errors.EngineError(f"{token_count} tokens exceed the context of {self.card.context_tokens_max}")
-        known.token_count = work.position
-        self._resize(known, token_count)
-        known.tokens[work.position :] = work.feed
-        self._sessions[work.session] = known
-        return known
+        try:
+            job.done_count = self._room_for(job)
+        except memory.Lost as lost:
+            feed = lost.tokens + work.feed
+            job.work = dataclasses.replace(work, position=work.position - len(lost.tokens), feed=feed)
+            job.done_count = self._room_for(job)
+        self._reused += job.done_count
 
-    def _resize(self, known: _Session, token_count: int) -> None:
-        wanted = pages.blocks_for(token_count)
-        self._pool.blocks.give(known.blocks[wanted:])
-        del known.blocks[wanted:]
-        missing = wanted - len(known.blocks)
-        known.blocks += self._pool.take(missing, known.blocks[-1] if known.blocks else None)
+    def _room_for(self, job: _Job) -> int:
+        work, busy = job.work, self._busy_sessions()
+        if job.waited_passes < PATIENCE_PASSES:
+            busy |= self.batcher.streams()
+        draws = work.sampling is not None
+        return self._memory.admit(work.session, work.position, work.feed, draws=draws, domain=work.domain, busy=busy)
 
-    def _pass(self, waiting: list[_Job]) -> list[tuple[_Job, Answer]]:
-        """Run at most ROWS_MAX rows of the jobs, in their order; the answers of those that are done by that."""
-        segments: list[model.Segment] = []
-        finished: list[tuple[_Job, int]] = []
+    def _check_vocabulary(self, tokens: Sequence[int]) -> None:
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.card.vocabulary:
+            raise errors.EngineError(f"a token is outside the vocabulary of {self.card.vocabulary}")
+
+    def _busy_sessions(self) -> set[ids.SessionId]:
+        return {job.work.session for job in self._running.values()}
+
+    def _end_jobs(self, session: ids.SessionId, why: str) -> None:
+        for number, job in [*self._waiting.items(), *self._running.items()]:
+            if job.work.session == session:
+                self.withdraw(number)
+                self._ended[number] = errors.EngineError(f"{why} while a step of it was waiting")
+
+    def _pass(self, shares: Sequence[batcher.Share]) -> None:
+        """Run these rows, and end the jobs whose last ones are among them."""
+        segments: list[pages.Segment] = []
+        drawing: list[tuple[_Job, int]] = []
         row = 0
-        for job in waiting:
-            taken = min(job.left_count(), ROWS_MAX - row)
-            if taken == 0:
-                break
-            position = job.work.position + job.done_count
-            tokens = job.work.feed[job.done_count : job.done_count + taken]
-            blocks = tuple(job.session.blocks[: pages.blocks_for(position + taken)])
-            segments.append(model.Segment(row, tokens, position, blocks))
-            row += taken
-            job.done_count += taken
-            job.session.token_count = position + taken
-            if not job.left_count() and job.work.sampling:
-                finished.append((job, row - 1))
-        logits = self._llama.forward(segments, [last for _, last in finished])
-        return [(job, self._draw(job, logits[number])) for number, (job, _) in enumerate(finished)]
+        # Lone rows first, and of these the short contexts: a model may attend them together.
+        shares = sorted(shares, key=lambda share: (share.rows, self._running[share.job].work.position))
+        for share in shares:
+            job = self._running[share.job]
+            work, position = job.work, job.work.position + job.done_count
+            tokens = work.feed[job.done_count : job.done_count + share.rows]
+            table = self._memory.table(work.session, position + share.rows)
+            segments.append(pages.Segment(row, tokens, position, table))
+            row += share.rows
+            job.done_count += share.rows
+            if not job.left_count() and work.sampling:
+                drawing.append((job, row - 1))
+        started = time.perf_counter()
+        logits = self._llama.forward(segments, [last for _, last in drawing])
+        self.pass_us = int((time.perf_counter() - started) * 1e6)
+        self._pass_count += 1
+        self._computed += row
+        for share, segment in zip(shares, segments, strict=True):
+            self._memory.fed(self._running[share.job].work.session, segment.tokens)
+        drawn = {id(job): self._draw(job, logits[number]) for number, (job, _) in enumerate(drawing)}
+        for share in shares:
+            job = self._running[share.job]
+            if not job.left_count():
+                del self._running[share.job]
+                self._ended[share.job] = drawn.get(id(job))
 
     def _draw(self, job: _Job, logits: torch.Tensor) -> Answer:
-        work, known = job.work, job.session
+        """The next token of a session, whose tokens so far are `self._memory.tokens(session)`."""
+        work = job.work
         assert work.sampling is not None
-        assert len(known.tokens) == known.token_count
         try:
-            return self._drawer.draw(work.session, logits.numpy(), work.sampling, known.tokens, work.answer_from)
+            tokens = self._memory.tokens(work.session)
+            answer = self._drawer.draw(work.session, logits.numpy(), work.sampling, tokens, work.answer_from)
         except sampler.NotFinite as error:
-            self.drop(work.session)
+            self._memory.poisoned(work.session)
             return error
         except errors.EngineError as error:
             return error
+        token = answer.token if isinstance(answer, ports.Drawn) else answer
+        if token in self.card.eos:
+            self.batcher.rests(work.session)
+        return answer

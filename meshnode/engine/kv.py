@@ -1,11 +1,11 @@
 """KV memory: one tensor for all sessions, and pages of it as bytes.
 
-The idea: attention reads [block, head, slot, dim], so that (block, head) is one batch dimension without a copy; the
-wire and the disk see [layer][k|v][slot][head][dim], token by token, which is what later formats and other engines can
-read. The change of order is paid at export and restore, once a page.
+The idea: attention reads [page, head, slot, dim] (a block is a page), so that (page, head) is one batch dimension
+without a copy; the wire and the disk see [layer][k|v][slot][head][dim], token by token, which is what later formats and
+other engines can read. The change of order is paid at export and restore, once a page.
 
 Refused: a page of the wrong size, and numbers that are not finite: one stranger's infinity would be multiplied by a
-masked zero and poison a session. For the same reason a block is zeroed when it is taken.
+masked zero and poison a session. For the same reason a page is cleared when it is taken.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from meshnode.engine import pages
 
 
 class Pool:
-    """Blocks of keys and values, and who may still have one (`blocks`)."""
+    """Pages of keys and values; who holds which is not known here (memory.py)."""
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, memory_bytes: int) -> None:
         self._page_shape = (layers, 2, pages.PAGE_TOKENS, kv_heads, head_dim)
         self.page_bytes = layers * 2 * pages.PAGE_TOKENS * kv_heads * head_dim * dtype.itemsize
-        block_count = memory_bytes // (self.page_bytes * pages.BLOCK_PAGES)
-        if block_count < 1:
-            least = self.page_bytes * pages.BLOCK_PAGES
+        self.page_count = memory_bytes // self.page_bytes
+        if self.page_count < 1:
             raise errors.ConfigError(
-                f"{memory_bytes} bytes of KV memory are too few", hint=f"at least {least} are needed"
+                f"{memory_bytes} bytes of KV memory are too few", hint=f"at least {self.page_bytes} are needed"
             )
-        self.data = torch.zeros((layers, 2, block_count, kv_heads, pages.BLOCK_TOKENS, head_dim), dtype=dtype)
-        self.blocks = pages.Blocks(block_count)
+        self.data = torch.zeros((layers, 2, self.page_count, kv_heads, pages.PAGE_TOKENS, head_dim), dtype=dtype)
 
-    def take(self, count: int, after: int | None) -> list[int]:
-        taken = self.blocks.take(count, after)
-        for block in taken:
-            self.data[:, :, block] = 0
-        return taken
+    def clear(self, taken: Sequence[int]) -> None:
+        """Before a session writes into pages that were somebody else's."""
+        for page in taken:
+            self.data[:, :, page] = 0
+
+    def copy(self, source: int, target: int) -> None:
+        self.data[:, :, target] = self.data[:, :, source]
 
     def write(
         self, layer: int, block: torch.Tensor, slot: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
@@ -47,12 +47,8 @@ class Pool:
         self.data[layer, 0][block, :, slot] = keys.to(self.data.dtype)
         self.data[layer, 1][block, :, slot] = values.to(self.data.dtype)
 
-    def memory_free(self) -> int:
-        return self.blocks.free_count * self.page_bytes * pages.BLOCK_PAGES
-
-    def export(self, block: int, page_in_block: int) -> bytes:
-        page = self._page(block, page_in_block).transpose(2, 3).contiguous()
-        return page.view(torch.uint8).numpy().tobytes()
+    def export(self, page: int) -> bytes:
+        return self.data[:, :, page].transpose(2, 3).contiguous().view(torch.uint8).numpy().tobytes()
 
     def parse(self, page: bytes) -> torch.Tensor:
         """A page's bytes as a tensor in the wire's order. Raises EngineError before anything is changed."""
@@ -63,12 +59,8 @@ class Pool:
             raise errors.EngineError("a page holds numbers that are not finite")
         return found
 
-    def restore(self, block: int, page_in_block: int, page: torch.Tensor) -> None:
-        self._page(block, page_in_block).copy_(page.transpose(2, 3))
-
-    def _page(self, block: int, page_in_block: int) -> torch.Tensor:  # [layer, k|v, head, slot, dim]
-        start = page_in_block * pages.PAGE_TOKENS
-        return self.data[:, :, block, :, start : start + pages.PAGE_TOKENS]
+    def restore(self, page: int, parsed: torch.Tensor) -> None:
+        self.data[:, :, page].copy_(parsed.transpose(2, 3))
 
     def select(self, blocks: Sequence[int]) -> list[torch.Tensor]:
         """All layers' keys and values of some blocks, each [block * head, slot, dim]: k of layer 0, v of layer 0, ...

@@ -29,23 +29,12 @@ import torch
 import torch.nn.functional as functional
 
 from meshnode.engine import arithmetic, kv, pages, weights
+from meshnode.engine.pages import Segment
 
-_BLOCK = pages.BLOCK_TOKENS
-_CROWD_BLOCKS_MAX = 4
+_BLOCK = pages.PAGE_TOKENS
+_CROWD_BLOCKS_MAX = 16
 """Lone rows with contexts up to this are attended together, over a copy of their KV. Longer ones: the copy costs more
 than the calls that it saves."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive rows of one session in a pass."""
-
-    row: int
-    tokens: tuple[int, ...]
-    position: int
-    """Of the first token."""
-    blocks: tuple[int, ...]
-    """All blocks up to the one that holds the last token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +108,7 @@ class Llama:
 
     def _places(self, segments: Sequence[Segment]) -> _Places:
         at = [(one, one.position + offset) for one in segments for offset in range(len(one.tokens))]
-        block = [one.blocks[position // _BLOCK] for one, position in at]
+        block = [one.pages[position // _BLOCK] for one, position in at]
         position = torch.tensor([position for _, position in at])
         window = self._of.window_tokens or self._of.context_tokens_max
         crowd = _crowd(segments)
@@ -134,8 +123,8 @@ class Llama:
             readings=[
                 _Reading(
                     segment,
-                    self._pool.select(segment.blocks) if kv.neighbours(segment.blocks) else None,
-                    torch.tensor(segment.blocks),
+                    self._pool.select(segment.pages) if kv.neighbours(segment.pages) else None,
+                    torch.tensor(segment.pages),
                     *_mask(segment, window),
                 )
                 for segment in segments[crowd.row_count if crowd else 0 :]
@@ -189,7 +178,7 @@ class Llama:
         queries: torch.Tensor,  # [row, head, dim], scaled
         reading: _Reading,
     ) -> torch.Tensor:  # [row, head * dim]
-        of, row_count, count = self._of, queries.shape[0], len(reading.segment.blocks)
+        of, row_count, count = self._of, queries.shape[0], len(reading.segment.pages)
         group = of.heads // of.kv_heads
         if reading.views:
             keys, values = reading.views[2 * layer : 2 * layer + 2]
@@ -223,13 +212,11 @@ def _mixed(scores: torch.Tensor, values: torch.Tensor, head_dim: int) -> torch.T
 
 def _crowd(segments: Sequence[Segment]) -> _Crowd | None:
     """The leading segments of one row and few blocks; the engine puts them first."""
-    lone = list(
-        itertools.takewhile(lambda one: len(one.tokens) == 1 and len(one.blocks) <= _CROWD_BLOCKS_MAX, segments)
-    )
+    lone = list(itertools.takewhile(lambda one: len(one.tokens) == 1 and len(one.pages) <= _CROWD_BLOCKS_MAX, segments))
     if len(lone) < 2:
         return None
-    count = max(len(one.blocks) for one in lone)
-    blocks = [one.blocks[min(number, len(one.blocks) - 1)] for number in range(count) for one in lone]
+    count = max(len(one.pages) for one in lone)
+    blocks = [one.pages[min(number, len(one.pages) - 1)] for number in range(count) for one in lone]
     slots = torch.arange(count * _BLOCK).view(count, 1, 1, 1, _BLOCK)
     positions = torch.tensor([one.position for one in lone]).view(1, -1, 1, 1, 1)
     return _Crowd(len(lone), count, torch.tensor(blocks), slots > positions)
@@ -249,7 +236,7 @@ def _mask(segment: Segment, window: int) -> tuple[int, torch.Tensor | None]:
     if len(segment.tokens) == 1 and last < window:
         return 0, None
     first = segment.position // _BLOCK if last < window else 0
-    slots = torch.arange(first * _BLOCK, len(segment.blocks) * _BLOCK).view(-1, 1, 1, 1, _BLOCK)
+    slots = torch.arange(first * _BLOCK, len(segment.pages) * _BLOCK).view(-1, 1, 1, 1, _BLOCK)
     rows = torch.arange(segment.position, last + 1).view(1, 1, -1, 1, 1)
     return first, (slots > rows if last < window else (slots > rows) | (slots <= rows - window))
 

@@ -1,72 +1,80 @@
-"""Which blocks of KV memory belong to whom: integers only, no tensors.
+"""Which pages of KV memory are held, and by how many: integers only, no tensors.
 
-The idea: two sizes. A *page* (32 tokens) is what is exported, sealed and replicated. A *block* (4 pages) is what is
-allocated and what attention reduces at once: with blocks of 32 tokens a step over 3000 tokens spends twice the time.
-A session wants neighbouring blocks, because neighbours are one tensor view and strangers must be gathered (copied)
-in every layer of every step. So a session grows into the block after its last; a new session starts in the middle
-of the widest gap, where it and the one before it may both grow.
+The idea: one unit. A *page* (32 tokens) is what is allocated, shared, exported, sealed and replicated, and attention
+goes by a table of pages, so neighbours have no advantage and any free page is as good as another. A page may be held
+by several: sessions that share a prefix, and the tree that remembers it (prefix.py). It is free when nobody holds it.
+A page that more than one holds is read-only; who would write into it takes a copy first (memory.py).
 
-Rejected: a free list (LIFO), which scatters two interleaved sessions perfectly; and one reserved range a session,
-which holds memory for the longest context that might come.
+Rejected: larger blocks (a session of ten tokens would hold 128, and a prefix could be shared in steps of 128 only);
+runs of neighbouring pages, which scatter as soon as two sessions share one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from meshnode import errors
 
 PAGE_TOKENS = 32
-BLOCK_PAGES = 4
-BLOCK_TOKENS = PAGE_TOKENS * BLOCK_PAGES
 
 
-def blocks_for(token_count: int) -> int:
-    return -(-token_count // BLOCK_TOKENS)
+def pages_for(token_count: int) -> int:
+    return -(-token_count // PAGE_TOKENS)
 
 
-class Blocks:
-    """The free blocks of one pool."""
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows of one session in a pass."""
+
+    row: int
+    """Of the first token, counted over the pass; segments follow one another without a gap."""
+    tokens: tuple[int, ...]
+    position: int
+    """Of the first token."""
+    pages: tuple[int, ...]
+    """All pages up to the one that holds the last token."""
+
+
+class Pages:
+    """The holders of each page of one pool."""
 
     def __init__(self, count: int) -> None:
         assert count > 0
-        self._free = bytearray(b"\1" * count)
-        self.free_count = count
-        """Equals the number of ones in `_free`."""
+        self._holders = [0] * count
+        self._free = list(range(count - 1, -1, -1))
+        """Exactly the pages without a holder; the last one is taken next."""
 
-    def take(self, count: int, after: int | None) -> list[int]:
-        """Blocks for one session whose last block is `after`. All or none: raises EngineError if memory is full."""
-        if count > self.free_count:
-            raise errors.EngineError(f"KV memory is full: {count} blocks wanted, {self.free_count} are free")
-        taken: list[int] = []
-        for _ in range(count):
-            after = self._next(after, count - len(taken))
-            self._free[after] = 0
-            taken.append(after)
-        self.free_count -= count
+    @property
+    def count(self) -> int:
+        return len(self._holders)
+
+    @property
+    def free_count(self) -> int:
+        return len(self._free)
+
+    def holders(self, page: int) -> int:
+        return self._holders[page]
+
+    def take(self, count: int) -> list[int]:
+        """Free pages, held once from now on. All or none: raises EngineError if there are fewer."""
+        if count > len(self._free):
+            raise errors.EngineError(f"KV memory is full: {count} pages wanted, {len(self._free)} are free")
+        taken = [self._free.pop() for _ in range(count)]
+        for page in taken:
+            assert self._holders[page] == 0, f"page {page} was free and held"
+            self._holders[page] = 1
         return taken
 
-    def give(self, blocks: Iterable[int]) -> None:
-        for block in blocks:
-            assert not self._free[block], f"block {block} was given back twice"
-            self._free[block] = 1
-            self.free_count += 1
+    def hold(self, page: int) -> None:
+        """One more holder of a page that is held already."""
+        assert self._holders[page] > 0, f"page {page} is free: there is nothing in it to share"
+        self._holders[page] += 1
 
-    def _next(self, after: int | None, wanted: int) -> int:
-        if after is not None and after + 1 < len(self._free) and self._free[after + 1]:
-            return after + 1
-        start, end = max(self._gaps(), key=lambda gap: gap[1] - gap[0])
-        # The block before a gap is somebody's last, unless it is the edge: leave them half of the room.
-        return start if start == 0 else start + max(0, min((end - start) // 2, end - start - wanted))
-
-    def _gaps(self) -> list[tuple[int, int]]:
-        """Runs of free blocks, as (start, end)."""
-        found = []
-        at = self._free.find(1)
-        while at >= 0:
-            end = self._free.find(0, at)
-            end = len(self._free) if end < 0 else end
-            found.append((at, end))
-            at = self._free.find(1, end)
-        assert found, "take() has counted a free block"
-        return found
+    def give(self, pages: Sequence[int]) -> None:
+        """One holder less of each."""
+        for page in pages:
+            assert self._holders[page] > 0, f"page {page} was given back twice"
+            self._holders[page] -= 1
+            if self._holders[page] == 0:
+                self._free.append(page)

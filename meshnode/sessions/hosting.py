@@ -15,7 +15,8 @@ from meshnode.sessions.transcript import Transcript
 from meshnode.snapshots import chain, sender
 
 PREFILL_TOKENS_MAX = 256
-"""Tokens of one prefill step. More: fewer steps. Fewer: other sessions of this engine wait less."""
+"""Tokens of one prefill step. More: fewer steps. Fewer: the first pages are shipped earlier, and a turn that is
+interrupted stops earlier. Other sessions do not wait for it (engine/batcher.py)."""
 AHEAD_MAX = 16
 """Tokens that may be drawn before they are released. More: hides the network. Fewer: less is drawn in vain."""
 
@@ -23,11 +24,15 @@ AHEAD_MAX = 16
 class Hosting:
     """One session on this node's engine. It may be loaded before it is owned: restoring costs nobody a vote."""
 
-    def __init__(self, session: SessionId, load: int, card: EngineCard, context_tokens_max: int) -> None:
+    def __init__(
+        self, session: SessionId, load: int, card: EngineCard, context_tokens_max: int, domain: bytes = b""
+    ) -> None:
         self.session = session
         self.load = load
         self.card = card
         self.context_tokens_max = min(context_tokens_max, card.context_tokens_max)
+        self.domain = domain
+        """Whose pages this session may find in the engine, and who may find its own."""
         self.epoch = 0
         """Of the owner that this node is; 0 before."""
         self.loaded: list[int] = []
@@ -56,7 +61,8 @@ class Hosting:
             return []
         self.busy = True
         self._restoring = usable
-        return [Restore(self.session, self.load, addresses, tuple(usable))]
+        whole = tuple(usable[: len(addresses) * self.card.page_tokens])
+        return [Restore(self.session, self.load, addresses, whole, self.domain)]
 
     def restored(self, tokens: int) -> None:
         """So many tokens are in the engine."""
@@ -93,8 +99,8 @@ class Hosting:
         common = self._common(context)
         feed = tuple(context[common : common + PREFILL_TOKENS_MAX])
         last = common + len(feed) == len(context)
-        draw = (turn.sampling, transcript.answer_from) if last else (None, 0)
-        work = Work(self.session, common, feed, *draw)
+        answer_from = transcript.answer_from if last else 0
+        work = Work(self.session, common, feed, turn.sampling if last else None, self.domain, answer_from)
         self.loaded[common:] = feed
         self.busy = True
         if not self.drawn:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from meshnode import errors
 from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.machine import Effect, Forget, Note, Persist, Restored, Send, Unload
-from meshnode.manifest import Manifest
+from meshnode.manifest import Manifest, Sharing
 from meshnode.ports import EngineCard, Lane
 from meshnode.sessions import failover, lifecycle, messages, records, timers
 from meshnode.sessions.failover import Act
@@ -113,7 +113,9 @@ class Member:
         assert self._card is not None
         self._loads += 1
         context_tokens = self.contract.manifest.characteristics.context_tokens
-        self.hosting = Hosting(self.session, self._loads, self._card, context_tokens)
+        shared = self.contract.manifest.migration.sharing is Sharing.TENANT
+        domain = self.contract.agent if shared else b""
+        self.hosting = Hosting(self.session, self._loads, self._card, context_tokens, domain)
         return self.hosting
 
     def _serve(self, now: float, epoch: int) -> list[Effect]:

@@ -5,6 +5,9 @@ changed byte. A hash of (context, seed, position) does that better than a model,
 two contexts, and it costs microseconds. Pages hold the token ids themselves, sealed with a digest that chains over the
 pages before them, so that `restore` refuses what `export` did not write.
 
+What sessions of one domain have in common costs time and memory once, as in the real engine: full pages are known by
+their address under the domain's key, and stay until memory is wanted.
+
 What it refuses, it refuses as the real engine does: overflow, full memory, a page that is not full or was tampered
 with. Rejected: a scripted engine (a list of tokens to say), which says the same words over a broken context.
 """
@@ -12,6 +15,7 @@ with. Rejected: a scripted engine (a list of tokens to say), which says the same
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from collections.abc import Sequence
 import trio
 
 from meshnode import errors, ids, options, ports
+from meshnode.snapshots import chain
 
 _TOKEN_BYTES = 4
 _BYTE_TOKENS = 256
@@ -65,6 +70,10 @@ class HashEngine:
         self._prefill_s_per_token = prefill_s_per_token
         self._decode_s_per_token = decode_s_per_token
         self._contexts: dict[ids.SessionId, list[int]] = {}
+        self._domains: dict[ids.SessionId, bytes] = {}
+        self._known: dict[ids.Digest, None] = {}
+        """Addresses of full pages that were computed here; the oldest are forgotten when they are too many."""
+        self._computed = self._reused = self._steps = 0
 
     async def step(self, batch: Sequence[ports.Work]) -> list[ports.Answer]:
         await self._spend(batch)
@@ -86,25 +95,32 @@ class HashEngine:
             raise errors.EngineError(f"page {page_index} is not full: {len(tokens)} tokens are here")
         return self._page(tokens, page_index)
 
-    async def restore(self, session: ids.SessionId, tokens: Sequence[int], pages: Sequence[bytes]) -> int:
+    async def restore(
+        self, session: ids.SessionId, tokens: Sequence[int], pages: Sequence[bytes], *, domain: bytes = b""
+    ) -> int:
         await trio.lowlevel.checkpoint()
-        held: list[int] = []
-        for page_index, page in enumerate(pages):
+        size = self.card.page_tokens
+        held = self._found(domain or session, tokens)
+        for page_index in range(held // size, len(pages)):
+            page, until = pages[page_index], (page_index + 1) * size
             if len(page) != self.card.page_bytes:
                 raise errors.EngineError(f"page {page_index} has {len(page)} bytes, not {self.card.page_bytes}")
-            body = page[: self.card.page_tokens * _TOKEN_BYTES]
-            held += [int.from_bytes(body[at : at + 4], "big") for at in range(0, len(body), _TOKEN_BYTES)]
-            if page != self._page(held, page_index):
+            if until > len(tokens) or page != self._page(list(tokens), page_index):
                 raise errors.EngineError(f"page {page_index} is not what an engine exported")
-        if held != list(tokens[: len(held)]):
-            raise errors.EngineError("the pages hold other tokens than they were said to hold")
-        self._check_room(session, len(held))
-        self._contexts[session] = held
-        return len(held)
+        held = max(held, len(pages) * size)
+        self._check_room(session, held)
+        self._domains[session] = domain or session
+        self._hold(session, 0, list(tokens[:held]))
+        return held
 
     async def drop(self, session: ids.SessionId) -> None:
         await trio.lowlevel.checkpoint()
         self._contexts.pop(session, None)
+        self._domains.pop(session, None)
+
+    def statistics(self) -> ports.EngineStatistics:
+        """Idle pages are not counted: here they take no memory from anybody."""
+        return ports.EngineStatistics(self._steps, self._computed, self._reused, 0, 0)
 
     def memory_free(self) -> int:
         return self._memory_bytes - sum(self._bytes(len(tokens)) for tokens in self._contexts.values())
@@ -114,7 +130,7 @@ class HashEngine:
         return tuple(self._contexts.get(session, []))
 
     async def _spend(self, batch: Sequence[ports.Work]) -> None:
-        prefill_tokens = sum(max(0, len(work.feed) - 1) for work in batch)
+        prefill_tokens = sum(max(0, len(work.feed) - 1 - self._at_hand(work)) for work in batch)
         seconds = prefill_tokens * self._prefill_s_per_token
         if any(work.feed for work in batch):
             seconds += self._decode_s_per_token  # one step's time, however many sessions share it
@@ -143,7 +159,13 @@ class HashEngine:
             raise errors.EngineError("a token is outside the vocabulary")
         tokens = known[: work.position] + list(work.feed)
         self._check_room(work.session, len(tokens))
-        self._contexts[work.session] = tokens
+        if work.position == 0:
+            self._domains[work.session] = work.domain or work.session
+        reused = self._at_hand(work)
+        self._steps += 1
+        self._reused += reused
+        self._computed += len(work.feed) - reused
+        self._hold(work.session, work.position, tokens)
         if work.sampling is None:
             return None
         token = self._draw(tokens, work.sampling, work.answer_from)
@@ -165,6 +187,35 @@ class HashEngine:
         # Counted in the context, not in a counter: a turn must end at the same token on a host that restored it.
         said_count = tokens[::-1].index(_ASSISTANT) if _ASSISTANT in tokens else len(tokens) - 1
         return _END_OF_TURN if said_count + 1 >= self._eos_after else 97 + drawn[1] % 26
+
+    def _at_hand(self, work: ports.Work) -> int:
+        """How much of a feed its domain has; the token that a next one is drawn from is computed in any case."""
+        if len(work.feed) < 2:
+            return 0
+        known = self._contexts.get(work.session, [])[: work.position]
+        domain = work.domain or work.session
+        if work.position:
+            domain = self._domains.get(work.session, domain)
+        usable = len(work.feed) - (work.sampling is not None)
+        return max(0, self._found(domain, [*known, *work.feed[:usable]]) - work.position)
+
+    def _found(self, domain: bytes, tokens: Sequence[int]) -> int:
+        held = itertools.takewhile(self._known.__contains__, self._addresses(domain, tokens))
+        return sum(1 for _ in held) * self.card.page_tokens
+
+    def _hold(self, session: ids.SessionId, start: int, tokens: list[int]) -> None:
+        """`tokens` are the session's now; those from `start` on are new."""
+        self._contexts[session] = tokens
+        if len(tokens) // self.card.page_tokens == start // self.card.page_tokens:
+            return
+        self._known |= dict.fromkeys(self._addresses(self._domains[session], tokens))
+        while len(self._known) > self._memory_bytes // self.card.page_bytes:
+            del self._known[next(iter(self._known))]
+
+    def _addresses(self, domain: bytes, tokens: Sequence[int]) -> tuple[ids.Digest, ...]:
+        card = self.card
+        key = ids.digest(b"meshnode/hash-engine domain", domain)
+        return chain.addresses(card.model_digest, card.numeric_class, card.page_tokens, tokens, key=key)
 
     def _page(self, tokens: list[int], page_index: int) -> bytes:
         end = (page_index + 1) * self.card.page_tokens

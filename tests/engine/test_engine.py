@@ -16,15 +16,7 @@ GREEDY = ports.Sampling()
 PROMPT = tuple(range(200))
 
 
-def test_full_memory_refuses_one_session_and_serves_the_others() -> None:
-    engine = tiny.make(memory_bytes=3 * pages.BLOCK_PAGES * tiny.make().card.page_bytes)
-    answers = engine.step([ports.Work(A, 0, PROMPT, GREEDY), ports.Work(B, 0, PROMPT, GREEDY)])
-    assert isinstance(answers[0], int)
-    assert isinstance(answers[1], errors.EngineError)
-    assert engine.memory_free() == pages.BLOCK_PAGES * engine.card.page_bytes
-
-
-def test_memory_too_small_for_one_block_is_the_operators_mistake() -> None:
+def test_memory_too_small_for_one_page_is_the_operators_mistake() -> None:
     with pytest.raises(errors.ConfigError, match="at least"):
         tiny.make(memory_bytes=1000)
 
@@ -58,8 +50,12 @@ def test_a_page_with_numbers_that_are_not_finite_is_refused(poison: float) -> No
     page = bytearray(engine.export(A, 0))
     page[-2:] = torch.tensor([poison]).bfloat16().view(torch.uint8).numpy().tobytes()
     with pytest.raises(errors.EngineError, match="finite"):
-        engine.restore(A, PROMPT, [bytes(page)])
-    assert engine.export(A, 0)
+        engine.restore(B, PROMPT, [bytes(page)])
+    engine.step([ports.Work(B, 0, PROMPT[1:], None)])
+    kept = engine.export(B, 5)
+    with pytest.raises(errors.EngineError, match="finite"):
+        engine.restore(B, PROMPT, [bytes(page)])
+    assert engine.export(B, 5) == kept
 
 
 def test_a_page_is_layer_kv_slot_head_dim() -> None:
@@ -68,8 +64,8 @@ def test_a_page_is_layer_kv_slot_head_dim() -> None:
     of = tiny.SHAPE
     page = torch.frombuffer(bytearray(engine.export(A, 1)), dtype=torch.bfloat16)
     page = page.view(of.layers, 2, pages.PAGE_TOKENS, of.kv_heads, of.head_dim)
-    block = engine._sessions[A].blocks[0]
-    assert torch.equal(page[2, 1, 5, 1], engine._pool.data[2, 1, block, 1, pages.PAGE_TOKENS + 5])
+    second = engine._memory.table(A, 64)[1]
+    assert torch.equal(page[2, 1, 5, 1], engine._pool.data[2, 1, second, 1, 5])
 
 
 def test_a_restore_beyond_the_context_is_refused() -> None:
@@ -77,7 +73,7 @@ def test_a_restore_beyond_the_context_is_refused() -> None:
     engine.step([ports.Work(A, 0, PROMPT, None)])
     page = engine.export(A, 0)
     with pytest.raises(errors.EngineError, match="1024"):
-        engine.restore(B, PROMPT, [page] * 33)
+        engine.restore(B, [1] * 33 * pages.PAGE_TOKENS, [page] * 33)
 
 
 def test_decode_rows_ride_along_with_a_prefill() -> None:
@@ -89,7 +85,7 @@ def test_decode_rows_ride_along_with_a_prefill() -> None:
         rows.append([len(one.tokens) for one in segments]) or inner(segments, wanted)  # type: ignore[func-returns-value]
     )
     engine.step([ports.Work(B, 0, PROMPT * 2, GREEDY), ports.Work(A, 200, (1,), GREEDY)])
-    assert rows == [[1, 255], [145]]
+    assert rows == [[1, 24], *([24] for _ in range(8)), [184]]
 
 
 def test_f32_is_as_good_as_the_exact_class_says_it_is() -> None:

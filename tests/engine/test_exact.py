@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -32,7 +33,7 @@ class Seen:
         self.rows: list[torch.Tensor] = []
         inner = of._llama.forward
 
-        def forward(segments: list[model.Segment], wanted: list[int]) -> torch.Tensor:
+        def forward(segments: list[pages.Segment], wanted: list[int]) -> torch.Tensor:
             logits = inner(segments, wanted)
             self.rows += list(logits.clone())
             return logits
@@ -100,7 +101,7 @@ def test_a_crowd_of_lone_rows_leaves_no_trace(seen: Seen, expected: torch.Tensor
     crowds: list[object] = []
     inner = model._crowd
 
-    def crowd(segments: list[model.Segment]) -> object:
+    def crowd(segments: list[pages.Segment]) -> object:
         crowds.append(found := inner(segments))
         return found
 
@@ -115,17 +116,13 @@ def test_a_crowd_of_lone_rows_leaves_no_trace(seen: Seen, expected: torch.Tensor
     assert all(any(torch.equal(row, one) for one in alone) for row in seen.rows[-len(works) :])
 
 
-def test_scattered_blocks_leave_no_trace(seen: Seen, expected: torch.Tensor) -> None:
-    class Scattered(pages.Blocks):
-        def _next(self, after: int | None, wanted: int) -> int:
-            return self._free.rfind(1) if after is None or after % 2 else self._free.find(1)
-
-    blocks = Scattered(seen.engine._pool.blocks.free_count)
-    seen.engine._pool.blocks = blocks
-    seen.feed(A, 0, PROMPT[:-1])
+def test_scattered_pages_leave_no_trace(seen: Seen, expected: torch.Tensor) -> None:
+    for start in range(0, len(PROMPT) - 1, 33):
+        seen.feed(A, start, PROMPT[start : min(start + 33, len(PROMPT) - 1)])
+        seen.feed(B, start, PROMPT[1 + start : 34 + start])
     assert torch.equal(seen.last(A), expected)
-    held = seen.engine._sessions[A].blocks
-    assert held != sorted(held)
+    held = seen.engine._memory.table(A, 400)
+    assert any(after - before != 1 for before, after in itertools.pairwise(held))
 
 
 def test_a_restore_leaves_no_trace(seen: Seen, expected: torch.Tensor) -> None:
@@ -146,7 +143,7 @@ def test_a_cut_and_a_repeat_leave_no_trace(seen: Seen, expected: torch.Tensor) -
 
 
 def test_used_memory_leaves_no_trace(expected: torch.Tensor) -> None:
-    small = Seen(tiny.make(memory_bytes=4 * tiny.make()._pool.page_bytes * pages.BLOCK_PAGES))
+    small = Seen(tiny.make(memory_bytes=16 * tiny.make()._pool.page_bytes))
     small.feed(B, 0, tuple(reversed(PROMPT)))
     small.engine.drop(B)
     small.feed(A, 0, PROMPT[:-1])

@@ -1,6 +1,8 @@
-"""The allocator: nothing is lost, nothing is given twice, and neighbours stay together while there is room."""
+"""The allocator: nothing is lost, nothing is free while somebody holds it."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 from hypothesis import stateful
@@ -10,66 +12,83 @@ from meshnode import errors
 from meshnode.engine import pages
 
 
-def test_a_session_grows_into_the_next_block() -> None:
-    blocks = pages.Blocks(100)
-    first = blocks.take(3, None)
-    second = blocks.take(2, None)
-    for session in (first, second, first, second, first):
-        session += blocks.take(1, session[-1])
-    assert first == list(range(first[0], first[0] + 6))
-    assert second == list(range(second[0], second[0] + 4))
-
-
 def test_full_memory_takes_nothing() -> None:
-    blocks = pages.Blocks(4)
-    blocks.take(3, None)
-    with pytest.raises(errors.EngineError, match="1 are free"):
-        blocks.take(2, None)
-    assert blocks.free_count == 1
+    of = pages.Pages(4)
+    of.take(3)
+    with pytest.raises(errors.EngineError, match="2 pages wanted, 1 are free"):
+        of.take(2)
+    assert of.free_count == 1
 
 
-def test_a_block_given_back_twice_is_our_fault() -> None:
-    blocks = pages.Blocks(4)
-    taken = blocks.take(1, None)
-    blocks.give(taken)
+def test_a_page_is_free_when_the_last_holder_gave_it_back() -> None:
+    of = pages.Pages(1)
+    [page] = of.take(1)
+    of.hold(page)
+    of.give([page])
+    assert (of.free_count, of.holders(page)) == (0, 1)
+    of.give([page])
+    assert of.take(1) == [page]
+
+
+def test_a_page_given_back_twice_is_our_fault() -> None:
+    of = pages.Pages(4)
+    taken = of.take(1)
+    of.give(taken)
     with pytest.raises(AssertionError, match="twice"):
-        blocks.give(taken)
+        of.give(taken)
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(0, 0), (1, 1), (128, 1), (129, 2)])
-def test_a_begun_block_counts(tokens: int, count: int) -> None:
-    assert pages.blocks_for(tokens) == count
+def test_a_free_page_cannot_be_shared() -> None:
+    with pytest.raises(AssertionError, match="free"):
+        pages.Pages(4).hold(2)
 
 
-class Sessions(stateful.RuleBasedStateMachine):
+@pytest.mark.parametrize(("tokens", "count"), [(0, 0), (1, 1), (32, 1), (33, 2)])
+def test_a_begun_page_counts(tokens: int, count: int) -> None:
+    assert pages.pages_for(tokens) == count
+
+
+class Holders(stateful.RuleBasedStateMachine):
+    """Against a bag of (holder, page)."""
+
     COUNT = 13
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = pages.Blocks(self.COUNT)
-        self.held: list[list[int]] = []
+        self.pages = pages.Pages(self.COUNT)
+        self.bag: Counter[int] = Counter()
 
-    @stateful.rule(count=some.integers(1, 6))
-    def start(self, count: int) -> None:
-        if count <= self.blocks.free_count:
-            self.held.append(self.blocks.take(count, None))
+    @stateful.rule(count=some.integers(0, 6))
+    def take(self, count: int) -> None:
+        if count > self.COUNT - len(self.bag):
+            with pytest.raises(errors.EngineError):
+                self.pages.take(count)
+            return
+        taken = self.pages.take(count)
+        assert len(set(taken)) == count
+        assert not set(taken) & set(self.bag)
+        self.bag.update(taken)
 
-    @stateful.precondition(lambda self: self.held and self.blocks.free_count)
+    @stateful.precondition(lambda self: self.bag)
     @stateful.rule(pick=some.integers(0, 99))
-    def grow(self, pick: int) -> None:
-        session = self.held[pick % len(self.held)]
-        session += self.blocks.take(1, session[-1])
+    def hold(self, pick: int) -> None:
+        page = list(self.bag)[pick % len(self.bag)]
+        self.pages.hold(page)
+        self.bag[page] += 1
 
-    @stateful.precondition(lambda self: self.held)
+    @stateful.precondition(lambda self: self.bag)
     @stateful.rule(pick=some.integers(0, 99))
-    def end(self, pick: int) -> None:
-        self.blocks.give(self.held.pop(pick % len(self.held)))
+    def give(self, pick: int) -> None:
+        page = list(self.bag)[pick % len(self.bag)]
+        self.pages.give([page])
+        self.bag -= Counter([page])
 
     @stateful.invariant()
-    def every_block_is_free_or_somebodys(self) -> None:
-        taken = [block for session in self.held for block in session]
-        assert len(set(taken)) == len(taken)
-        assert len(taken) + self.blocks.free_count == self.COUNT
+    def every_page_is_free_or_held_so_often(self) -> None:
+        assert [self.pages.holders(page) for page in range(self.COUNT)] == [
+            self.bag[page] for page in range(self.COUNT)
+        ]
+        assert self.pages.free_count == self.COUNT - len(self.bag)
 
 
-TestSessions = Sessions.TestCase
+TestHolders = Holders.TestCase

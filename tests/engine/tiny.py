@@ -10,7 +10,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 
 from meshnode import ids
-from meshnode.engine import engine, grammar, weights
+from meshnode.engine import batcher, engine, grammar, memory, weights
 
 SHAPE = weights.Shape(
     layers=3,
@@ -27,6 +27,8 @@ SHAPE = weights.Shape(
 )
 MEMORY_BYTES = 1 << 23
 SPECIAL = {"<|start|>": 298, "<|end|>": 299}
+PAGE_BYTES = SHAPE.layers * 2 * 32 * SHAPE.kv_heads * SHAPE.head_dim * 2
+"""Of the exact class: bf16."""
 
 
 def named(of: weights.Shape = SHAPE, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -97,6 +99,8 @@ def make(
     memory_bytes: int = MEMORY_BYTES,
     loaded: weights.Weights | None = None,
     follows: grammar.Grammars | None = None,
+    spill: memory.Spill | None = None,
+    limits: batcher.Limits | None = None,
 ) -> engine.TorchEngine:
     return engine.TorchEngine(
         SHAPE,
@@ -106,4 +110,6 @@ def make(
         numeric_class=numeric_class,
         memory_bytes=memory_bytes,
         grammars=follows,
+        spill=spill,
+        limits=limits,
     )

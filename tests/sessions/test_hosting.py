@@ -146,7 +146,7 @@ def test_a_token_that_was_drawn_in_vain_is_not_logged() -> None:
 def test_a_restore_asks_for_whole_pages_and_leaves_the_last_token_to_be_fed() -> None:
     of = fresh()
     context = list(range(9))
-    assert of.restore(context) == [Restore(cases.SESSION, 1, addresses(context)[:2], tuple(context[:8]))]
+    assert of.restore(context) == [Restore(cases.SESSION, 1, addresses(context)[:2], tuple(context[: 2 * PAGE]), b"")]
     assert of.busy
     of.restored(PAGE)
     assert (of.loaded, of.pages_restored, of.busy) == (context[:PAGE], 1, False)
@@ -180,3 +180,12 @@ def test_pages_are_sealed_and_shipped_in_order_to_each_replica() -> None:
     of.pages.acked(B, 1, 3, ships[0].address)
     of.pages.link_down(B)
     assert [(effect.to, effect.page_index) for effect in of.ship()] == [(B, 1)]
+
+
+def test_steps_and_restores_name_whom_the_session_shares_with() -> None:
+    of = hosting.Hosting(cases.SESSION, 1, cases.CARD, 256, b"tenant")
+    assert step(of, said(3)).work.domain == b"tenant"
+    of = hosting.Hosting(cases.SESSION, 1, cases.CARD, 256, b"tenant")
+    (effect,) = of.restore(list(range(9)))
+    assert isinstance(effect, Restore)
+    assert effect.domain == b"tenant"
