@@ -93,8 +93,8 @@ class Hosting:
         common = self._common(context)
         feed = tuple(context[common : common + PREFILL_TOKENS_MAX])
         last = common + len(feed) == len(context)
-        draw = (turn.sampling, transcript.answer_from) if last else (None, 0)
-        work = Work(self.session, common, feed, *draw)
+        answer_from = transcript.answer_from if last else 0
+        work = Work(self.session, common, feed, turn.sampling if last else None, answer_from=answer_from)
         self.loaded[common:] = feed
         self.busy = True
         if not self.drawn:

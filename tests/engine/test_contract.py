@@ -193,7 +193,10 @@ async def test_where_the_answer_began_decides_what_penalties_count(engine: ports
 
     async def tokens(session: ids.SessionId, starts: int) -> list[int]:
         await engine.step([ports.Work(session, 0, PROMPT, None)])
-        works = [ports.Work(session, 149, PROMPT[149:], dataclasses.replace(strict, seed=n), starts) for n in range(9)]
+        works = [
+            ports.Work(session, 149, PROMPT[149:], dataclasses.replace(strict, seed=n), answer_from=starts)
+            for n in range(9)
+        ]
         return [token for work in works for token in await engine.step([work])]
 
     assert await tokens(A, 20) == await tokens(B, 20)
@@ -202,7 +205,7 @@ async def test_where_the_answer_began_decides_what_penalties_count(engine: ports
 
 async def test_an_answer_cannot_begin_behind_the_context(engine: ports.Engine) -> None:
     with pytest.raises(errors.EngineError, match="begin"):
-        await engine.step([ports.Work(A, 0, PROMPT, GREEDY, len(PROMPT) + 1)])
+        await engine.step([ports.Work(A, 0, PROMPT, GREEDY, answer_from=len(PROMPT) + 1)])
 
 
 async def test_pages_are_restored_with_the_tokens_that_they_hold(engine: ports.Engine) -> None:

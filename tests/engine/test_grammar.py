@@ -234,7 +234,7 @@ def said(
     found: list[int] = []
     prompt_count = answer_from or position + len(feed)
     while len(found) < count and found[-1:] != [END]:
-        [token] = of_.step([ports.Work(session, position, feed, sampling, answer_from)])
+        [token] = of_.step([ports.Work(session, position, feed, sampling, answer_from=answer_from)])
         assert isinstance(token, int), token
         found.append(token)
         position, feed, answer_from = position + len(feed), (token,), prompt_count
@@ -267,7 +267,9 @@ def test_sessions_beside_a_grammar_do_not_notice_it() -> None:
     for step in range(15):
         position = len(PROMPT) + step - 1 if step else 0
         start = len(PROMPT) if step else 0
-        answers = together.step([ports.Work(name, position, feeds[name], wants[name], start) for name in feeds])
+        answers = together.step(
+            [ports.Work(name, position, feeds[name], wants[name], answer_from=start) for name in feeds]
+        )
         for name, answer in zip(list(feeds), answers, strict=True):
             if name == C:
                 assert isinstance(answer, errors.EngineError)

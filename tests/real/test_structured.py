@@ -71,7 +71,7 @@ def said(
     context = list(context)
     while len(context) < at + TOKENS_MAX and not (len(context) > at and context[-1] in of.card.eos):
         answer_from = at if len(context) > at else 0
-        [token] = of.step([ports.Work(session, position, tuple(context[position:]), sampling, answer_from)])
+        [token] = of.step([ports.Work(session, position, tuple(context[position:]), sampling, answer_from=answer_from)])
         assert isinstance(token, int), token
         position = len(context)
         context.append(token)
