@@ -40,9 +40,9 @@ def spoken(text: str, told: int, stops: Sequence[str]) -> Spoken:
     if tail > _BROKEN_MAX:
         tail = 0  # no character will come of it
     settled = fresh[: len(fresh) - tail]
-    places = [place for stop in stops if (place := settled.find(stop)) >= 0]
-    if places:
-        return Spoken(settled[: min(places)], stopped=True)
+    places = [(place + len(stop), place) for stop in stops if (place := settled.find(stop)) >= 0]
+    if places:  # the one that is whole first, as if letters came one by one: tokens' borders must not decide
+        return Spoken(settled[: min(places)[1]], stopped=True)
     held = max((_overlap(settled, stop) for stop in stops), default=0)
     said = len(settled) - held
     return Spoken(settled[:said], settled[said:], whole=not held and not tail)

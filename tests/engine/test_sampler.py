@@ -93,7 +93,7 @@ def slow(logits: list[float], of: ports.Sampling, context: list[int], answer_fro
     line = line[: of.top_k] if of.top_k else line
     kept, reached = [], 0.0
     for token in line:
-        if reached >= of.top_p * sum(chances[one] for one in line) and kept:
+        if of.top_p < 1 and kept and reached >= of.top_p * sum(chances[one] for one in line):
             break
         kept.append(token)
         reached += chances[token]
