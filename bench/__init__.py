@@ -10,6 +10,7 @@ peers are compared; `run` interleaves them and gives medians and ratios.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 
@@ -29,6 +30,11 @@ class Target:
     def met(self, figure: float) -> bool:
         """Whether the figure is where it should be. A target that only stands beside another figure is always met."""
         return (self.at_most is None or figure <= self.at_most) and (self.at_least is None or figure >= self.at_least)
+
+
+def say(words: str) -> None:
+    """How far a long measurement is. On standard error: what stands on the other is the figures."""
+    print(words, file=sys.stderr, flush=True)
 
 
 def at_most(value: float) -> Target:
@@ -65,6 +71,30 @@ TARGETS: dict[str, dict[str, Target]] = {
         "b1_over_transformers": at_least(4.0),
         "b8_over_llamacpp": at_least(2.0),
         "b32_over_llamacpp": at_least(3.0),
+    },
+    "prefill": {
+        "p2048_over_best_peer": at_least(1.5),
+    },
+    "ttft": {
+        "shared_prefix_speedup": at_least(10),
+    },
+    "loop": {
+        "control_rtt_p99_ms": at_most(20),
+    },
+    "exact": {
+        "architectures": at_least(3),
+        "prompts": at_least(20),
+        "tokens": at_least(20_000),
+        "unequal_tokens": NONE,
+        "unequal_rows": NONE,
+    },
+    "memory": {
+        "rss_over_parts": at_most(1.3),
+    },
+    "quality": {
+        f"{numeric_class}_{figure}": BESIDE
+        for numeric_class in ("f32", "bf16", "w8", "i8")
+        for figure in ("perplexity", "agreement")
     },
     "codec": {
         "ratio_page": at_least(1.42),

@@ -6,7 +6,6 @@ Imports stay inside commands: `meshnode status` must answer before libp2p has fi
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -14,67 +13,27 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from meshnode import __version__, config, control, errors, shown
+from meshnode import __version__, config, control, errors, models_cli, shown
+from meshnode.commands import Data, Json
+from meshnode.commands import said as _said
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="A peer-to-peer mesh whose sessions outlive the machine they run on.",
 )
-models_app = typer.Typer(no_args_is_help=True, help="Models on this machine.")
 sessions_app = typer.Typer(no_args_is_help=True, help="Sessions in which this node has a part.")
 demo_app = typer.Typer(no_args_is_help=True, help="See it work.")
-app.add_typer(models_app, name="models")
+app.add_typer(models_cli.app, name="models")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(demo_app, name="demo")
 
 out, err = shown.out, shown.err
-
-Data = Annotated[str, typer.Option("--data", help="Data folder; the default is your user's.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
-
-
-def _said(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One sentence and exit code 1 for everything that is not our own fault."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except errors.MeshError as error:
-            err.print(f"[red]meshnode:[/red] {_escaped(str(error))}")
-            raise typer.Exit(1) from None
-        except BaseExceptionGroup as group:
-            found = _mesh_error(group)
-            if found is None:
-                raise
-            err.print(f"[red]meshnode:[/red] {_escaped(str(found))}")
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
-def _mesh_error(group: BaseExceptionGroup[Any]) -> BaseException | None:
-    """The one fault in a group of which nothing else is; KeyboardInterrupt counts as none."""
-    match, rest = group.split((errors.MeshError, KeyboardInterrupt))
-    if match is None or rest is not None:
-        return None
-    leaf: BaseException = match
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    return leaf
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def _folder(data: str) -> Path:
@@ -108,8 +67,8 @@ def up(
     name: Annotated[str, typer.Option(help="How this node is called in listings.")] = "",
     zone: Annotated[str, typer.Option(help="Sovereignty zone.")] = "",
     operator: Annotated[str, typer.Option(help="Who runs this node.")] = "",
-    model: Annotated[str, typer.Option(help="What to serve.")] = "",
-    numeric_class: Annotated[str, typer.Option(help="w8 or f32.")] = "",
+    model: Annotated[str, typer.Option(help="What to serve: a model's name or digest.")] = "",
+    numeric_class: Annotated[str, typer.Option(help="w8, i8, bf16 or f32.")] = "",
     memory_mib: Annotated[int | None, typer.Option(help="KV memory for sessions.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads.")] = None,
     host: Annotated[bool | None, typer.Option("--host/--no-host", help="Run sessions here.")] = None,
@@ -238,74 +197,6 @@ def sessions_ps(data: Data = "", as_json: Json = False) -> None:
         print(json.dumps({"sessions": found}))
         return
     out.print(shown.sessions(found) if found else "no sessions here; `meshnode chat` opens one")
-
-
-# --------------------------------------------------------------------------------------------------------------- models
-
-
-@models_app.command("list")
-@_said
-def models_list(as_json: Json = False) -> None:
-    """Models that can be served, and which of them are here."""
-    from meshnode import node
-    from meshnode.models import registry, store
-
-    here = {model.name: model for model in store.Models(node.models_folder()).list()}
-    rows = [
-        {
-            "name": known.name,
-            "here": known.name in here,
-            "digest": here[known.name].digest.hex() if known.name in here else None,
-            "download_mb": round(known.wheel_bytes / 1e6),
-            "license": known.license,
-        }
-        for known in registry.KNOWN.values()
-    ] + [
-        {"name": name, "here": True, "digest": own.digest.hex(), "download_mb": None, "license": None}
-        for name, own in here.items()
-        if name not in registry.KNOWN
-    ]
-    if as_json:
-        print(json.dumps({"models": rows}))
-        return
-    out.print(shown.models(rows))
-
-
-@models_app.command("pull")
-@_said
-def models_pull(name: Annotated[str, typer.Argument()] = config.Node().model) -> None:
-    """Fetch a model, check its digest, convert it. Goes on where it was interrupted."""
-    from meshnode import node
-    from meshnode.models import store
-
-    progress = shown.Progress(False)
-    model = store.Models(node.models_folder()).pull(name, functools.partial(progress.step, f"fetching {name}"))
-    out.print(f"{model.name} is here: {model.digest.hex()}")
-
-
-@models_app.command("add")
-@_said
-def models_add(
-    name: Annotated[str, typer.Argument(help="How to call it; `meshnode up --model NAME` serves it.")],
-    source: Annotated[Path, typer.Argument(help="A .gguf file, or a folder as Hugging Face has it.")],
-) -> None:
-    """Convert a model that lies on this machine: Llama, Mistral, Qwen2 and Qwen3."""
-    from meshnode import node
-    from meshnode.models import store
-
-    model = store.Models(node.models_folder()).add(name, source)
-    out.print(f"{model.name} is here: {model.digest.hex()}")
-
-
-@models_app.command("rm")
-@_said
-def models_rm(name: str) -> None:
-    """Remove a model from this machine."""
-    from meshnode import node
-    from meshnode.models import store
-
-    store.Models(node.models_folder()).remove(name)
-    out.print(f"{name} removed")
 
 
 # ----------------------------------------------------------------------------------------------------------------- talk

@@ -35,7 +35,8 @@ class Node:
     model: str = "smollm2-135m"
     """What to serve (`meshnode models list`)."""
     numeric_class: str = "w8"
-    """`w8`: int8 weights, the same bits on every host. `f32`: the reference, slower, not exact over a failover."""
+    """`w8`: int8 weights, the same bits on every host. `f32`: the reference, slower; `bf16`: half its size;
+    neither is exact over a failover, and both run on a GPU where there is one."""
     host: bool = True
     """Whether sessions may run here. A seed that only introduces peers says false and loads no model."""
     vote: bool = True
@@ -51,6 +52,13 @@ class Node:
     sooner. 0 keeps none: whoever does not fit is refused."""
     hot_mib: int = 256
     """Of others' pages, how much to keep unpacked in memory. Less: a takeover of a long context pauses longer."""
+    share_models: bool = True
+    """Whether others may fetch the models that are here. What they fetch is what anybody may have: weights."""
+    upload_mbit_s_max: int = 100
+    """Megabits a second that they may take together; 0 is no limit. More: sessions here wait longer for the line, and
+    from some 1000 on for the processor that encrypts it. Less: they wait longer for a model."""
+    download_mbit_s_max: int = 0
+    """Megabits a second for a model that this node fetches from others; 0 is no limit."""
     threads: int = 0
     """Torch threads; 0 takes half of the cores, at least one: the owner's own work comes first."""
 
@@ -69,12 +77,14 @@ def _problems(config: Node) -> list[str]:
     checks = (
         (bool(config.listen), "listen: needs at least one multiaddr"),
         (all(map(_names_a_peer, config.join)), "join: each multiaddr must end in /p2p/ID"),
-        (config.numeric_class in ("w8", "f32"), "numeric_class: must be w8 or f32"),
+        (config.numeric_class in ("w8", "i8", "bf16", "f32"), "numeric_class: must be w8, i8, bf16 or f32"),
         (config.sessions_max >= 1, "sessions_max: must be 1 or more"),
         (config.memory_mib >= 16, "memory_mib: must be 16 or more"),
         (config.disk_mib >= 16, "disk_mib: must be 16 or more"),
         (config.spill_mib >= 0, "spill_mib: must be 0 or more"),
         (config.hot_mib >= 0, "hot_mib: must be 0 or more"),
+        (config.upload_mbit_s_max >= 0, "upload_mbit_s_max: must be 0 or more"),
+        (config.download_mbit_s_max >= 0, "download_mbit_s_max: must be 0 or more"),
         (config.threads >= 0, "threads: must be 0 or more"),
         (len(config.name) <= 64, "name: at most 64 characters"),
         (len(config.zone) <= 32, "zone: at most 32 characters"),

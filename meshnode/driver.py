@@ -17,21 +17,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from meshnode import errors, journal, ports
+from meshnode.chunks import frames as chunk_frames
 from meshnode.gossip.messages import Relay, Relayed
 from meshnode.ids import PeerId, SessionId
 from meshnode.machine import (
     Capacity,
+    Carry,
     Deliver,
     Dial,
     DialFailed,
     Effect,
     Encode,
+    Event,
+    FetchEvent,
+    Finished,
     Forget,
     HangUp,
     Note,
     Pass,
     Persist,
     Post,
+    Prepare,
     Received,
     Restore,
     Send,
@@ -55,6 +61,10 @@ BATCH_BYTES = 4 << 20
 """Records of one session that go to the journal at once; a long log that is adopted takes several turns."""
 PAGES_MAX = 128
 """Page frames that wait for the disk. One more is dropped, and shipped again by its host."""
+CHUNKS_MAX = 64
+"""Frames of weights that wait for the disk: as many as a fetch has asked for at once. One more is dropped."""
+CHUNKS_BYTES_MAX = 96 << 20
+"""The same in bytes: 64 chunks and a listing or two, whatever a peer sends."""
 
 
 class Brain(Protocol):
@@ -68,6 +78,22 @@ class Brain(Protocol):
         """React."""
 
 
+class Freight(Protocol):
+    """Who carries weights for a brain: a node's gives them, a fetch's takes them in (freight.py)."""
+
+    def take(
+        self,
+        nursery: trio.Nursery,
+        act: Carry | Prepare | Finished,
+        post: Callable[[Event | FetchEvent], None],
+        transport: ports.Transport,
+    ) -> None:
+        """Begin an act; it ends in an event."""
+
+    async def arrived(self, frame: ports.Frame) -> FetchEvent:
+        """Take a frame of weights in. Raises PeerError for one that nobody asked for."""
+
+
 class Driver:
     """Runs one brain. Without `hands` and `writer`, effects that need them are our own bug."""
 
@@ -79,6 +105,7 @@ class Driver:
         *,
         hands: Hands | None = None,
         writer: journal.JournalWriter | None = None,
+        freight: Freight | None = None,
         on_note: Callable[[float, Note], None] = lambda now, note: None,
         on_deliver: Callable[[Deliver], None] = lambda item: None,
     ) -> None:
@@ -87,6 +114,7 @@ class Driver:
         self.transport = transport
         self.hands = hands
         self.writer = writer
+        self.freight = freight
         self.on_note = on_note
         self.on_deliver = on_deliver
         self.counts: Counter[str] = Counter()
@@ -99,6 +127,8 @@ class Driver:
         """Events that went before a Tick that is due."""
         self._ordered: dict[SessionId, deque[Effect]] = {}
         self._pages, self._pages_in = trio.open_memory_channel[ports.Frame](PAGES_MAX)
+        self._chunks_bytes = 0
+        self._chunks, self._chunks_in = trio.open_memory_channel[ports.Frame](CHUNKS_MAX)
 
     # ---------------------------------------------------------------------------------------------------------- running
 
@@ -109,6 +139,8 @@ class Driver:
             if self.hands is not None:
                 self.submit(Capacity(self.hands.memory_bytes()))
                 nursery.start_soon(self._store_pages)
+            if self.freight is not None:
+                nursery.start_soon(self._store_chunks)
             await self._think(nursery)
 
     def submit(self, event: object) -> None:
@@ -151,7 +183,7 @@ class Driver:
             if not isinstance(event, ports.Frame):
                 self.submit(event)
             elif event.lane is Lane.BULK:
-                self._page_arrived(event)
+                self._bulk_arrived(event)
             else:
                 await self._frame_arrived(event)
 
@@ -216,6 +248,9 @@ class Driver:
             case Encode() | Step() | Restore() | Ship() | Unload() | Forget():
                 assert self.hands is not None
                 self.hands.take(nursery, effect, self.submit, self.transport)
+            case Carry() | Prepare() | Finished():
+                assert self.freight is not None
+                self.freight.take(nursery, effect, self.submit, self.transport)
             case _:
                 raise AssertionError(f"no hand for {effect!r}")
 
@@ -246,13 +281,24 @@ class Driver:
         except errors.PeerError:
             self.submit(DialFailed(effect.peer, effect.lane))
 
-    # ------------------------------------------------------------------------------------------------------------ pages
+    # ------------------------------------------------------------------------------------------------------------- bulk
 
-    def _page_arrived(self, frame: ports.Frame) -> None:
+    def _bulk_arrived(self, frame: ports.Frame) -> None:
+        """Pages and weights wait apart, so that neither fills the other's queue; for who takes neither in, nothing."""
+        weights = frame.data.startswith(chunk_frames.MAGIC)
+        kind = "chunk" if weights else "page"
+        if (self.freight if weights else self.hands) is None:
+            self.counts[f"refused: a {kind}, for which there is no hand here"] += 1
+            return
+        if weights and self._chunks_bytes + len(frame.data) > CHUNKS_BYTES_MAX:
+            self.counts["lost: chunk queue full"] += 1
+            return
         try:
-            self._pages.send_nowait(frame)
+            (self._chunks if weights else self._pages).send_nowait(frame)
         except trio.WouldBlock:
-            self.counts["lost: page queue full"] += 1
+            self.counts[f"lost: {kind} queue full"] += 1
+            return
+        self._chunks_bytes += len(frame.data) if weights else 0
 
     async def _store_pages(self) -> None:
         assert self.hands is not None
@@ -262,3 +308,12 @@ class Driver:
                     self.submit(event)
             except errors.PeerError as error:
                 self.counts[f"refused page: {error}"[:80]] += 1
+
+    async def _store_chunks(self) -> None:
+        assert self.freight is not None
+        async for frame in self._chunks_in:
+            self._chunks_bytes -= len(frame.data)
+            try:
+                self.submit(await self.freight.arrived(frame))
+            except errors.PeerError as error:
+                self.counts[f"refused weights: {error}"[:80]] += 1

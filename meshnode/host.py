@@ -221,8 +221,8 @@ async def opened(
     """Load a converted model and serve it.
 
     `folder`, `name` and `digest` are those of `models.store.Installed`. `memory_bytes` is for KV alone (23 KB a token
-    for the 135M model). `threads` is torch's, for the whole process: 1, 2 or 4 for exact classes. Sessions that do not
-    fit into memory wait in `spill_folder`, which is emptied first; without one they are refused. Raises ConfigError,
+    for the 135M model). `threads` compute a step together. Sessions that do not fit into memory wait in `spill_folder`,
+    which is emptied first; without one they are refused. Raises ConfigError,
     StoreError or EngineError.
     """
 
@@ -231,20 +231,16 @@ async def opened(
         # work that keeps the awaited one from its core, and a step of 240 waits took 1.7 s instead of 0.04. This must
         # be said before torch loads its OpenMP.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        import torch
-
-        from meshnode.engine import arithmetic, spill
         from meshnode.engine import engine as torch_engine
+        from meshnode.engine import spill
 
-        if numeric_class != "f32" and threads not in arithmetic.THREAD_COUNTS:
-            raise errors.ConfigError(f"{threads} threads do not keep a row's bits", hint="use 1, 2 or 4")
-        torch.set_num_threads(threads)
         return torch_engine.TorchEngine.load(
             folder,
             name=name,
             digest=digest,
             numeric_class=numeric_class,
             memory_bytes=memory_bytes,
+            threads=threads,
             spill=spill.FolderSpill(spill_folder, spill_bytes) if spill_folder and spill_bytes else None,
         )
 

@@ -139,6 +139,63 @@ class Capacity:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stocked:
+    """The models that lie here whole and are shared (chunks.messages.Shelved)."""
+
+    models: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A Carry is done. `sent_bytes` 0: the peer left. Not `readable`: the disk does not give the model any more."""
+
+    to: PeerId
+    digest: Digest
+    sent_bytes: int
+    readable: bool = True
+    stalled: bool = False
+    """The peer did not make room for it in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The listing that was asked for (chunks.listing.Listing), its digest compared."""
+
+    peer: PeerId
+    listing: object
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """Where the model is being put together: chunks that are there already and right."""
+
+    chunks: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A chunk came, was right, and is written."""
+
+    peer: PeerId
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spoilt:
+    """A chunk or a listing came that was asked for, and is not what the digest says."""
+
+    peer: PeerId
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """The disk cannot take the model."""
+
+    reason: str
+
+
 Event = (
     LinkUp
     | LinkDown
@@ -155,7 +212,11 @@ Event = (
     | Evicted
     | Faulted
     | Capacity
+    | Stocked
+    | Carried
 )
+FetchEvent = Listed | Scanned | Kept | Spoilt | StoreFailed
+"""What a fetch's hand tells its brain, and no node's."""
 
 # ------------------------------------------------------------------------------------------------------------- effects
 
@@ -295,6 +356,45 @@ class Deliver:
     item: object
 
 
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """Read a chunk of a model, or its listing, and send it on the bulk lane; answered by Carried."""
+
+    to: PeerId
+    digest: Digest
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Make room on the disk for the model of this listing; answered by Scanned or StoreFailed."""
+
+    listing: object
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A fetch is over: every chunk is here, or `reason` says why not."""
+
+    reason: str = ""
+
+
 Effect = (
-    Send | Pass | Dial | HangUp | Persist | Post | Encode | Step | Restore | Ship | Unload | Forget | Note | Deliver
+    Send
+    | Pass
+    | Dial
+    | HangUp
+    | Persist
+    | Post
+    | Encode
+    | Step
+    | Restore
+    | Ship
+    | Unload
+    | Forget
+    | Note
+    | Deliver
+    | Carry
+    | Prepare
+    | Finished
 )

@@ -76,7 +76,7 @@ class Placement:
     model_digest: bytes = b""
     """32 bytes; with it, only these weights will do."""
     numeric_class: str = ""
-    """`w8` or `f32`, or one in full as adverts name it (`w8/2.13.0/...`); empty takes the host's default."""
+    """`w8`, `i8`, `bf16` or `f32`, or one in full as adverts name it (`w8/2`); empty takes the host's default."""
     zones: tuple[str, ...] = ()
     """Sovereignty zones that host, replicas and witness must stand in; empty is anywhere."""
     memory_bytes_min: int = 0
@@ -205,8 +205,8 @@ _RULES: tuple[tuple[Callable[[Manifest], bool], str], ...] = (
     ),
     (lambda m: len(m.placement.model) <= 128, "placement.model: at most 128 characters"),
     (
-        lambda m: m.placement.numeric_class.split("/")[0] in ("", "w8", "f32"),
-        "placement.numeric_class: must be w8 or f32",
+        lambda m: m.placement.numeric_class.split("/")[0] in ("", "w8", "i8", "bf16", "f32"),
+        "placement.numeric_class: must be w8, i8, bf16 or f32",
     ),
     (lambda m: len(m.placement.zones) <= 16, "placement.zones: at most 16"),
     (lambda m: all(len(zone) <= 32 for zone in m.placement.zones), "placement.zones: at most 32 characters each"),

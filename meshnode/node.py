@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import stat
@@ -15,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 import trio
 
-from meshnode import config, control, driver, errors, hands, ids, journal, observe, peer, ports
-from meshnode.machine import Introduced
+from meshnode import config, control, driver, errors, freight, hands, ids, journal, observe, obtain, peer, ports
+from meshnode.machine import Stocked
 from meshnode.snapshots import store
 from meshnode.wire import keys
 
-if TYPE_CHECKING:  # torch, where nothing is hosted, is not installed
+if TYPE_CHECKING:  # a node that hosts nothing needs nothing of what these import
     from meshnode.host import ThreadEngine
+    from meshnode.models import stock
+    from meshnode.models import store as models
 
-JOIN_FILE_S = 1.0
-"""Between looks at the join file."""
+STOCK_LOOK_S = 30.0
+"""Between looks at the models that are here: one that was added meanwhile is shared from then on."""
 COMPACT_BYTES = 32 << 20
 """A journal that grew by so much since it was last written anew is written anew, without what is over."""
 COMPACT_LOOK_S = 30.0
@@ -95,13 +98,17 @@ async def run(
             engine, tokenizer, pages, hands.in_thread(), brain.sessions.admits, grammars=engine, hot_bytes=hot_bytes
         )
         writer = journal.JournalWriter(book)
-        pump = driver.Driver(brain, who, transport, hands=body, writer=writer, on_note=journalist.note)
+        stock = _stock(settings)
+        giver = freight.Giver(stock, hands.in_thread()) if stock is not None else None
+        pump = driver.Driver(brain, who, transport, hands=body, writer=writer, freight=giver, on_note=journalist.note)
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(lambda task_status: transport.run(task_status=task_status))
         await nursery.start(lambda task_status: writer.run(task_status=task_status))
         brain.mesh.addresses = transport.addresses
         nursery.start_soon(pump.run)
-        nursery.start_soon(_introduce, settings, pump)
+        nursery.start_soon(obtain.introduce, settings, pump)
+        if stock is not None:
+            nursery.start_soon(_show, stock, pump)
         nursery.start_soon(_compact, brain, book, writer)
         stopped = trio.Event()
 
@@ -135,10 +142,7 @@ async def _engine(
     except ModuleNotFoundError as error:
         hint = "install meshnode[node], or set host = false"
         raise errors.ConfigError(f"hosting needs {error.name}, which is not installed", hint=hint) from None
-    shelf = models.Models(models_folder())
-    model = await trio.to_thread.run_sync(
-        lambda: shelf.pull(settings.model, lambda done, of: progress(f"fetching {settings.model}", done, of))
-    )
+    model = await _model(settings, models.Models(models_folder()), progress)
     progress(f"loading {settings.model}", 0, 0)
     threads = settings.threads or max(1, (os.cpu_count() or 1) // 2)
     threads = max(count for count in (1, 2, 4) if count <= threads)
@@ -155,6 +159,45 @@ async def _engine(
         words = tokenizer.ChatTokenizer(model.folder)
         await _warm_up(engine, words)
         yield engine, words
+
+
+async def _model(settings: config.Node, shelf: models.Models, progress: Progress) -> models.Installed:
+    """What is to be served: here, or pulled, or else fetched from peers."""
+    from meshnode.models import registry
+
+    found = await trio.to_thread.run_sync(shelf.find, settings.model)
+    if found is not None:
+        return found
+    peers = bool(settings.join or settings.join_file)
+    if settings.model in registry.KNOWN or not peers:
+        told = functools.partial(progress, f"fetching {settings.model}")
+        try:
+            return await trio.to_thread.run_sync(shelf.pull, settings.model, told)
+        except errors.ConfigError as error:
+            if not peers:
+                raise
+            progress(f"{settings.model} could not be pulled ({error}); asking peers", 0, 0)
+    obtained = await obtain.obtain(settings.model, shelf, settings, progress=progress)
+    return obtained.model
+
+
+def _stock(settings: config.Node) -> stock.Stock | None:
+    """The models that others may have from here; a node without what hosting needs has none."""
+    if not settings.share_models:
+        return None
+    try:
+        from meshnode.models import stock
+        from meshnode.models import store as models
+    except ModuleNotFoundError:
+        return None
+    return stock.Stock(models.Models(models_folder()))
+
+
+async def _show(stock: stock.Stock, pump: driver.Driver) -> None:
+    """Tell the brain what is on the shelf."""
+    while True:
+        pump.submit(Stocked(await trio.to_thread.run_sync(stock.look)))
+        await trio.sleep(STOCK_LOOK_S)
 
 
 async def _warm_up(engine: ports.Engine, words: ports.Tokenizer) -> None:
@@ -193,21 +236,6 @@ async def _compact(brain: peer.Peer, book: journal.Journal, writer: journal.Jour
         if book.size() > small + COMPACT_BYTES:
             await writer.rewrite(_records(brain))
             small = book.size()
-
-
-async def _introduce(settings: config.Node, pump: driver.Driver) -> None:
-    """Tell the brain of bootstrap peers, and of those that a join file names as it appears or changes."""
-    if settings.join:
-        pump.submit(Introduced(settings.join))
-    seen: set[str] = set()
-    while settings.join_file:
-        with contextlib.suppress(OSError):
-            lines = await trio.to_thread.run_sync(Path(settings.join_file).read_text)
-            fresh = {line.strip() for line in lines.splitlines() if line.strip()} - seen
-            if fresh:
-                seen |= fresh
-                pump.submit(Introduced(tuple(sorted(fresh))))
-        await trio.sleep(JOIN_FILE_S)
 
 
 def _write_join(path: str, up: Up) -> None:

@@ -46,6 +46,7 @@ def status(brain: peer.Peer, journalist: Journalist, counts: dict[str, int], now
         "memory_free_mib": brain.bidder.free_bytes(now) >> 20,
         "peers": peers(brain, now),
         "sessions": sessions(brain),
+        "weights_given_mib": brain.sharing.given_bytes >> 20,
         "failover": _failover(brain, now),
         "notes": [
             {

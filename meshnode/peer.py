@@ -15,12 +15,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from meshnode import errors
+from meshnode.chunks import messages as weights
+from meshnode.chunks import pacing, sharing
 from meshnode.config import Node
 from meshnode.gossip import bidder, mesh, placing
 from meshnode.gossip import messages as talk
 from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.machine import (
     Capacity,
+    Carried,
     DialFailed,
     Effect,
     Event,
@@ -29,6 +32,7 @@ from meshnode.machine import (
     Pass,
     Received,
     Send,
+    Stocked,
     Tick,
 )
 from meshnode.ports import EngineCard, Lane, LinkDown, LinkUp
@@ -56,6 +60,7 @@ class Peer:
         self.bidder = bidder.Bidder(config, card)
         self.placing = placing.Placing(self.mesh, self.bidder, rng)
         self.sessions = registry.Registry(identity.peer, card, rng)
+        self.sharing = sharing.Sharing(pacing.bytes_per_s(config.upload_mbit_s_max))
         self.faults: Counter[str] = Counter()
         """What strangers did wrong, in words."""
         self._routes: OrderedDict[PeerId, PeerId] = OrderedDict()
@@ -88,7 +93,8 @@ class Peer:
                 return self._received(now, peer, lane, message, via)
             case LinkUp(peer, _):
                 return [*self.mesh.link_up(now, event), *self.sessions.relinked(now, peer)]
-            case LinkDown():
+            case LinkDown(peer, _):
+                self.sharing.left(peer)
                 return self.mesh.link_down(now, event)
             case DialFailed(peer, _):
                 return self.sessions.severed_from(now, peer) if self.mesh.dial_failed(now, event) else []
@@ -97,6 +103,11 @@ class Peer:
             case Capacity(memory_bytes):
                 self.bidder.memory_bytes = memory_bytes
                 return self._tick(now)
+            case Stocked(models):
+                self.sharing.stocked(one for one in models if isinstance(one, weights.Shelved))
+                return []
+            case Carried():
+                return self.sharing.carried(now, event)
             case Tick():
                 return self._tick(now)
             case _:
@@ -105,7 +116,7 @@ class Peer:
     def _tick(self, now: float) -> list[Effect]:
         effects = [*self.sessions.tick(now), *self.placing.tick(now, timers.CONFIRM_S)]
         self._account(now)
-        return effects + self.mesh.tick(now)
+        return effects + self.sharing.tick(now) + self.mesh.tick(now)
 
     def _account(self, now: float) -> None:
         """What is hosted here or may have to be, and what is left: the truth behind bids and adverts."""
@@ -157,6 +168,8 @@ class Peer:
                 return self.placing.on_confirm(now, peer, message, timers.CONFIRM_S)
             case talk.Release(auction, session):
                 return [*self.placing.on_release(message), *self.sessions.release(peer, auction, session)]
+            case weights.AskShelf() | weights.AskListing() | weights.AskChunk() if via is None:  # weights want a link
+                return self.sharing.asked(now, peer, message)
             case _ if isinstance(message, registry.FromVoter):
                 return self.sessions.from_voter(now, peer, message)
             case _ if isinstance(message, registry.FromAgent):
@@ -229,4 +242,4 @@ class Peer:
     @property
     def deadline(self) -> float:
         """When a Tick is wanted, at the latest."""
-        return min(self.mesh.deadline, self.placing.deadline, self.sessions.deadline)
+        return min(self.mesh.deadline, self.placing.deadline, self.sessions.deadline, self.sharing.deadline)

@@ -10,6 +10,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from meshnode import ids
+
 # Lines are never broken: people copy them. A pipe has no width, and a cut id is no id.
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 250)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -112,3 +114,21 @@ def models(rows: list[dict[str, Any]]) -> Table:
             str(row["digest"] or "-"),
         )
     return table
+
+
+def obtained(got: Any) -> dict[str, Any]:
+    """What `meshnode models fetch --json` prints of an obtain.Obtained."""
+    return {
+        "name": got.model.name,
+        "digest": got.model.digest.hex(),
+        "disk_bytes": got.model.disk_bytes,
+        "given": [{"peer": ids.peer_text(peer), "bytes": size} for peer, size in sorted(got.given_bytes.items())],
+        "dropped": [{"peer": ids.peer_text(peer), "why": why} for peer, why in sorted(got.dropped.items())],
+    }
+
+
+def obtained_line(got: Any) -> str:
+    """The same for people."""
+    given = sum(got.given_bytes.values())
+    came = f", {given / 1e6:.1f} MB from {len(got.given_bytes)} peer(s)" if given else ""
+    return f"{got.model.name} is here: {got.model.digest.hex()}{came}"

@@ -16,8 +16,9 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what needs a GPU where there is none. torch is asked only if there is such a test: it loads slowly."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none, and say so. torch is asked only if there is such a test: it loads
+    slowly."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -25,5 +26,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     if torch.cuda.is_available():
         return
-    config.hook.pytest_deselected(items=marked)
-    items[:] = [item for item in items if item not in marked]
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch finds none on this machine"))

@@ -23,18 +23,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from meshnode import errors, ids, ports
-from meshnode.engine import arithmetic, batcher, drawing, grammar, kv, memory, model, pages, prefix, sampler, weights
+from meshnode.engine import batcher, drawing, grammar, memory, pages, prefix, recipes, sampler
 
 PATIENCE_PASSES = 64
 """So many passes a job waits for memory before a session in the middle of an answer has to make room for it. More: new
 sessions wait longer when memory is short. Fewer: two that do not fit together are read and written more than they run.
 """
 
-_DTYPES = {"w8": torch.bfloat16, "f32": torch.float32}
 Answer = ports.Answer | errors.EngineError
 
 
@@ -56,32 +54,25 @@ class TorchEngine:
 
     def __init__(
         self,
-        of: weights.Shape,
-        loaded: weights.Weights,
+        recipe: recipes.Recipe,
         *,
         name: str,
         digest: ids.Digest,
-        numeric_class: str,
-        memory_bytes: int,
         grammars: grammar.Grammars | None = None,
         spill: memory.Spill | None = None,
         limits: batcher.Limits | None = None,
     ) -> None:
-        """`memory_bytes` is for KV alone. Without `spill`, sessions that do not fit are refused."""
-        if numeric_class not in _DTYPES:
-            raise errors.ConfigError(f"no numeric class {numeric_class!r}", hint=f"known: {', '.join(_DTYPES)}")
-        recipe = [numeric_class, torch.__version__.split("+")[0]]
-        if numeric_class != "f32":
-            recipe.append(arithmetic.fingerprint())
-        self._pool = kv.Pool(of.layers, of.kv_heads, of.head_dim, _DTYPES[numeric_class], memory_bytes)
-        self._llama = model.Llama(of, loaded, self._pool)
+        """Without `spill`, sessions that do not fit are refused; without `grammars`, answers that shall follow one."""
+        of = recipe.shape
+        self._pool = recipe.pool
+        self._llama = recipe.model
         self._drawer = drawing.Drawer(grammars)
         self.grammars = grammars
-        """Knows the tokens' bytes; None: no answer can be held to a grammar."""
+        """Knows the tokens' bytes."""
         self.card = ports.EngineCard(
             model=name,
             model_digest=digest,
-            numeric_class="/".join(recipe),
+            numeric_class=recipe.numeric_class,
             page_tokens=pages.PAGE_TOKENS,
             page_bytes=self._pool.page_bytes,
             context_tokens_max=of.context_tokens_max,
@@ -110,21 +101,18 @@ class TorchEngine:
         digest: ids.Digest,
         numeric_class: str,
         memory_bytes: int,
+        threads: int = 2,
         spill: memory.Spill | None = None,
+        limits: batcher.Limits | None = None,
     ) -> TorchEngine:
-        """From a converted model's folder. The first start with "w8" packs the weights beside it."""
-        loaded = weights.load(folder, numeric_class)
-        of = weights.shape(folder)
-        return cls(
-            of,
-            loaded,
-            name=name,
-            digest=digest,
-            numeric_class=numeric_class,
-            memory_bytes=memory_bytes,
-            grammars=grammar.Grammars.load(folder, of.vocabulary, of.eos),
-            spill=spill,
-        )
+        """From a converted model's folder. The first start of an exact class packs the weights beside it.
+
+        `memory_bytes` is for KV alone. Raises ConfigError, StoreError or EngineError.
+        """
+        limits = limits or batcher.Limits()
+        recipe = recipes.load(folder, numeric_class, memory_bytes, threads=threads, rows_max=limits.rows_max)
+        grammars = grammar.Grammars.load(folder, recipe.shape.vocabulary, recipe.shape.eos)
+        return cls(recipe, name=name, digest=digest, grammars=grammars, spill=spill, limits=limits)
 
     # ----------------------------------------------------------------------------------------------------------- jobs
 
@@ -145,7 +133,6 @@ class TorchEngine:
         """Whether `advance` would do anything."""
         return bool(self._waiting or self._running or self._ended)
 
-    @torch.inference_mode()
     def advance(self) -> dict[int, Answer]:
         """One pass; the answers of the jobs that ended."""
         self._admit_all()
@@ -166,11 +153,9 @@ class TorchEngine:
 
     # -------------------------------------------------------------------------------------------------------- sessions
 
-    @torch.inference_mode()
     def export(self, session: ids.SessionId, page_index: int) -> bytes:
         return self._memory.export(session, page_index)
 
-    @torch.inference_mode()
     def restore(
         self, session: ids.SessionId, tokens: Sequence[int], pages_bytes: Sequence[bytes], *, domain: bytes = b""
     ) -> int:
@@ -272,8 +257,6 @@ class TorchEngine:
         segments: list[pages.Segment] = []
         drawing: list[tuple[_Job, int]] = []
         row = 0
-        # Lone rows first, and of these the short contexts: a model may attend them together.
-        shares = sorted(shares, key=lambda share: (share.rows, self._running[share.job].work.position))
         for share in shares:
             job = self._running[share.job]
             work, position = job.work, job.work.position + job.done_count
@@ -298,13 +281,13 @@ class TorchEngine:
                 del self._running[share.job]
                 self._ended[share.job] = drawn.get(id(job))
 
-    def _draw(self, job: _Job, logits: torch.Tensor) -> Answer:
+    def _draw(self, job: _Job, logits: Any) -> Answer:
         """The next token of a session, whose tokens so far are `self._memory.tokens(session)`."""
         work = job.work
         assert work.sampling is not None
         try:
             tokens = self._memory.tokens(work.session)
-            answer = self._drawer.draw(work.session, logits.numpy(), work.sampling, tokens, work.answer_from)
+            answer = self._drawer.draw(work.session, logits, work.sampling, tokens, work.answer_from)
         except sampler.NotFinite as error:
             self._memory.poisoned(work.session)
             return error

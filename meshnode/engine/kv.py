@@ -1,18 +1,22 @@
-"""KV memory: one tensor for all sessions, and pages of it as bytes.
+"""KV memory of the torch classes, on any device, and pages of it as bytes.
 
-The idea: attention reads [page, head, slot, dim] (a block is a page), so that (page, head) is one batch dimension
-without a copy; the wire and the disk see [layer][k|v][slot][head][dim], token by token, which is what later formats and
-other engines can read. The change of order is paid at export and restore, once a page.
+The idea: memory is laid out as the wire is, [page][layer][k|v][slot][head][dim]: a page is one contiguous piece, so
+export and restore are a copy, and a page costs one transfer from or to a GPU. Attention gathers a session's pages a
+layer at a time (`pieces`); a layer's keys of one page are contiguous, so that is a copy of a few whole runs.
+
+On a CPU memory comes from the system as zeros that nobody has touched yet: a pool of 4 GB costs what was written to it.
+(`torch.zeros` writes them all.) One page more than anyone may have is at the end: `scratch` takes the KV of rows that
+only fill up a batch of a fixed size.
 
 Refused: a page of the wrong size, and numbers that are not finite: one stranger's infinity would be multiplied by a
-masked zero and poison a session. For the same reason a page is cleared when it is taken.
+masked zero and poison a session. For the same reason a page is zeroed when its first token comes (`begun`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
+import numpy
 import torch
 
 from meshnode import errors
@@ -20,9 +24,19 @@ from meshnode.engine import pages
 
 
 class Pool:
-    """Pages of keys and values; who holds which is not known here (memory.py)."""
+    """Pages of keys and values. Who has which is not known here."""
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        memory_bytes: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """`memory_bytes` is for pages that sessions may have. Raises ConfigError if that is not even one, or more than
+        the device has."""
         self._page_shape = (layers, 2, pages.PAGE_TOKENS, kv_heads, head_dim)
         self.page_bytes = layers * 2 * pages.PAGE_TOKENS * kv_heads * head_dim * dtype.itemsize
         self.page_count = memory_bytes // self.page_bytes
@@ -30,56 +44,67 @@ class Pool:
             raise errors.ConfigError(
                 f"{memory_bytes} bytes of KV memory are too few", hint=f"at least {self.page_bytes} are needed"
             )
-        self.data = torch.zeros((layers, 2, self.page_count, kv_heads, pages.PAGE_TOKENS, head_dim), dtype=dtype)
-
-    def clear(self, taken: Sequence[int]) -> None:
-        """Before a session writes into pages that were somebody else's."""
-        for page in taken:
-            self.data[:, :, page] = 0
-
-    def copy(self, source: int, target: int) -> None:
-        self.data[:, :, target] = self.data[:, :, source]
-
-    def write(
-        self, layer: int, block: torch.Tensor, slot: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> None:
-        """One token a row: `block` and `slot` are [row], `keys` and `values` [row, kv_head, dim]."""
-        self.data[layer, 0][block, :, slot] = keys.to(self.data.dtype)
-        self.data[layer, 1][block, :, slot] = values.to(self.data.dtype)
+        self.scratch = self.page_count
+        """A page that no session has."""
+        self.data = _zeros((self.page_count + 1, *self._page_shape), dtype, torch.device(device))
+        """[page, layer, k|v, slot, kv_head, dim]; the last page is `scratch`."""
+        self.slots = self.data.view(-1, kv_heads * head_dim)
+        """The same memory, [page * layer * k|v * slot, kv_head * dim]: where a row's keys or values go."""
+        self.pieces = self.data.view(self.data.shape[0] * layers * 2, -1)
+        """The same memory, [page * layer * k|v, slot * kv_head * dim]: what attention reads of a page."""
+        pinned = self.data.device.type == "cuda"
+        # The GPU writes into pinned memory by itself; into other memory the driver would copy through some of its own.
+        self._stage = torch.empty(self._page_shape, dtype=dtype, pin_memory=True) if pinned else None
 
     def export(self, page: int) -> bytes:
-        return self.data[:, :, page].transpose(2, 3).contiguous().view(torch.uint8).numpy().tobytes()
+        """Waits for the device."""
+        assert 0 <= page < self.page_count
+        found = self.data[page] if self._stage is None else self._stage.copy_(self.data[page])
+        return found.view(torch.uint8).numpy().tobytes()
 
-    def parse(self, page: bytes) -> torch.Tensor:
-        """A page's bytes as a tensor in the wire's order. Raises EngineError before anything is changed."""
+    def parse(self, page: bytes) -> torch.Tensor:  # [layer, k|v, slot, kv_head, dim]
+        """A page's bytes, in the host's memory. Raises EngineError before anything is changed."""
         if len(page) != self.page_bytes:
             raise errors.EngineError(f"a page has {self.page_bytes} bytes, not {len(page)}")
         found = torch.frombuffer(bytearray(page), dtype=self.data.dtype).view(self._page_shape)
         if not torch.isfinite(found.sum(dtype=torch.float32)):  # cheaper than asking each; a finite page sums finitely
             raise errors.EngineError("a page holds numbers that are not finite")
-        return found
+        return found if self._stage is None else found.pin_memory()
 
     def restore(self, page: int, parsed: torch.Tensor) -> None:
-        self.data[:, :, page].copy_(parsed.transpose(2, 3))
+        assert 0 <= page < self.page_count
+        # Does not wait: what reads the page comes later on the same stream, and torch keeps pinned memory until then.
+        self.data[page].copy_(parsed, non_blocking=True)
 
-    def select(self, blocks: Sequence[int]) -> list[torch.Tensor]:
-        """All layers' keys and values of some blocks, each [block * head, slot, dim]: k of layer 0, v of layer 0, ...
+    def copy(self, source: int, target: int) -> None:
+        assert 0 <= target < self.page_count
+        self.data[target].copy_(self.data[source])
 
-        Views if the blocks are neighbours. Others are not gathered here, which would copy all layers at once.
-        """
-        assert neighbours(blocks)
-        found = self.data[:, :, blocks[0] : blocks[0] + len(blocks)]
-        return list(found.flatten(0, 1).flatten(1, 2).unbind(0))
-
-    def gather(self, layer: int, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer's keys and values of any blocks, copied, each [block * head, slot, dim]."""
-        keys, values = self.data[layer].unbind(0)
-        return keys.index_select(0, blocks).flatten(0, 1), values.index_select(0, blocks).flatten(0, 1)
-
-    def slots(self, block: int, slot: int) -> list[torch.Tensor]:
-        """All layers' places of one token, each [head, dim]: k of layer 0, v of layer 0, ..."""
-        return list(self.data[:, :, block, :, slot].flatten(0, 1).unbind(0))
+    def clear(self, taken: Sequence[int]) -> None:
+        for page in taken:
+            self.data[page].zero_()
 
 
-def neighbours(blocks: Sequence[int]) -> bool:
-    return all(after - before == 1 for before, after in itertools.pairwise(blocks))
+def begun(segments: Sequence[pages.Segment]) -> list[int]:
+    """Pages that get their first token in this pass, and not their last.
+
+    Attention reads whole pages and masks what is not written yet; a NaN that somebody left there outlives the mask.
+    """
+    found = []
+    for one in segments:
+        end = one.position + len(one.tokens)
+        if end % pages.PAGE_TOKENS and end - end % pages.PAGE_TOKENS >= one.position:
+            found.append(one.pages[end // pages.PAGE_TOKENS])
+    return found
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    size_bytes = torch.Size(size).numel() * dtype.itemsize
+    try:
+        if device.type != "cpu":
+            return torch.zeros(size, dtype=dtype, device=device)
+        return torch.from_numpy(numpy.zeros(size_bytes, dtype=numpy.uint8)).view(dtype).view(size)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise errors.ConfigError(
+            f"{device.type} has no {size_bytes} bytes for KV memory", hint="ask for less: memory_mib"
+        ) from None

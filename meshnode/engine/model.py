@@ -1,250 +1,214 @@
-"""The Llama family over paged KV: one forward pass for prefill rows and decode rows of any sessions together.
+"""The Llama family in torch's own numbers, "f32" and "bf16", on a CPU or a GPU: one forward pass over rows of sessions.
 
-The idea: a pass is a list of rows. Everything but attention is row by row (see arithmetic.py); attention reduces block
-by block of its own session, where the matrix kernels are bf16 (measured: the same bits for any number of rows) and
-blocks are added in an order fixed by their numbers. So the bits of a row depend on its context alone: not on the chunk
-it came in, not on its neighbours, not on whether its KV was computed here or restored.
+The idea: a pass is a list of rows. Everything but attention is done for all rows at once. For attention rows stand in
+groups (`passes.py`), each one gather of pages and one call of scaled_dot_product_attention: the gathered copy costs
+less than a call a session.
 
-Softmax takes the greatest score over all blocks first, which no order can change; then each block's part is a plain
-sum and needs no rescaling.
+`_run` is a function of tensors alone: it asks the device for nothing and decides by shapes. So the very same function
+runs a prefill, a decode step on a CPU, and is what a CUDA graph records.
 
-A family of models is no branch in here: what it adds (biases, norms of Q and K) is one more step after the first
-product, chosen when the model is loaded; a window is a mask, made once a pass; a kind of rope is a table of rotations.
-A block that lies before a window adds zeros in its place of the fixed order: a window changes no order, and saves no
-time.
+A family of models is no branch in here, but for biases and norms of Q and K: a window is a mask and a shorter table of
+pages, a kind of rope is a table of rotations.
 
-"f32" runs the same code over float32: it is the reference for transformers, and promises nothing about bits.
-Rejected: scaled_dot_product_attention (32 queries get other bits than one by one; a call a block costs 20 times more in
-prefill); a fused running softmax in Python (a loop over blocks a layer).
+"f32" is the reference for transformers; neither class promises anything about bits. In "bf16" matrices and KV are
+bfloat16; the sum over layers, norms, rope and logits are float32.
+Rejected: torch.compile (a compiler on every host, and a wait at each new shape); FlexAttention (it wants that
+compiler); kernels that read through a page table themselves (torch has none that both a CPU and a GPU run).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
 
-from meshnode.engine import arithmetic, kv, pages, weights
-from meshnode.engine.pages import Segment
+from meshnode.engine import kv, pages, passes, rope, weights
 
-_BLOCK = pages.PAGE_TOKENS
-_CROWD_BLOCKS_MAX = 16
-"""Lone rows with contexts up to this are attended together, over a copy of their KV. Longer ones: the copy costs more
-than the calls that it saves."""
+_PAGE = pages.PAGE_TOKENS
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+"""Of matrices and KV, by numeric class."""
+_GATHERED_PAGES_MAX = {"cpu": 256, "cuda": 4096}
+"""In one group. More: larger copies, for which a CPU asks the system anew from 32 MB on. Fewer: more calls."""
+_STEP_ROWS_MAX = 64
+"""In a decode step of a fixed size. More: more graphs. Fewer: large crowds are decoded plainly."""
+_STEP_PAGES_MIN = 4
+"""The shortest table of a fixed size; the others are twice, four times ... as long. Less: more graphs."""
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """As numeric classes say it: `cpu`, `cuda-sm90`."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"cuda-sm{major}{minor}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """As weights.Layer, on the device, and matrices as torch wants them: [out, in]."""
+
+    qkv: torch.Tensor  # [(heads + 2 * kv_heads) * head_dim, hidden]
+    out: torch.Tensor  # [hidden, heads * head_dim]
+    gate_up: torch.Tensor  # [2 * ffn, hidden]
+    down: torch.Tensor  # [hidden, ffn]
+    bias: torch.Tensor | None  # [(heads + 2 * kv_heads) * head_dim]
+    gain: torch.Tensor | None  # [heads + kv_heads, head_dim]
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Where a segment's rows look, computed once for all layers."""
+    """What a group's attention reads, made once for all layers."""
 
-    segment: Segment
-    views: list[torch.Tensor] | None
-    """Two a layer, if the blocks are neighbours."""
-    blocks: torch.Tensor  # [block]
-    first: int
-    """The block that the mask begins with: what lies before it is seen by all rows."""
-    mask: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Crowd:
-    """Lone rows of several sessions. A short one is filled up with a block of its own that the mask hides, so that
-    nobody's numbers, not even masked ones, meet another's."""
-
-    row_count: int
-    block_count: int
-    blocks: torch.Tensor  # [block * row]
-    mask: torch.Tensor  # [block, row, 1, 1, slot]
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Where a pass writes and reads, computed once for all layers."""
-
-    turns: torch.Tensor  # [row, 1, head_dim / 2] complex
-    block: torch.Tensor  # [row]
-    slot: torch.Tensor  # [row]
-    one: list[torch.Tensor] | None
-    """The places of a lone row, two a layer: copying there is a quarter of the price of an indexed write."""
-    crowd: _Crowd | None
-    """The first rows of the pass, if there are several with short contexts."""
-    readings: list[_Reading]
-    """The segments of all other rows, in order."""
+    pieces: torch.Tensor  # [k|v * segment * page], of layer 0; each layer's lie two further
+    mask: torch.Tensor  # [segment, 1, row, slot], added to scores
 
 
 class Llama:
-    """Weights and the pool they write to. Not thread-safe; call it in inference mode."""
+    """Weights and the pool they write to, on the pool's device. Not thread-safe."""
 
-    def __init__(self, of: weights.Shape, loaded: weights.Weights, pool: kv.Pool) -> None:
-        self._of = of
-        self._weights = loaded
-        self._pool = pool
-        self._q_rows = of.heads * of.head_dim
-        self._kv_rows = of.kv_heads * of.head_dim
-        self._turns = _turns(of)
-        adjusted = of.qkv_bias or of.qk_norm
-        self._layer = self._adjusted_layer if adjusted else self._plain_layer
+    def __init__(
+        self,
+        of: weights.Shape,
+        loaded: weights.Weights,
+        pool: kv.Pool,
+        *,
+        fixed_steps: bool | None = None,
+        recorder: passes.Recorder | None = None,
+    ) -> None:
+        """`fixed_steps`: decode in steps of fixed sizes. By default that is what a GPU does, and records as graphs."""
+        self._of, self._pool, self._device = of, pool, pool.data.device
+        on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            torch.set_float32_matmul_precision("highest")  # TF32 keeps ten bits: no reference
+        self._layers = [_moved(layer, self._device) for layer in loaded.layers]
+        self._norm = loaded.norm.to(self._device)
+        # A GPU multiplies bfloat16 to float32 logits. A CPU would round them, so its head is float32.
+        head = _rows(loaded.head, self._device)
+        self._head = head if on_gpu else head.float()
+        self._embedding = self._head if of.tied else _rows(loaded.embedding, self._device)
+        self._turns = _turns(of).to(self._device)
+        self._fixed_steps = on_gpu if fixed_steps is None else fixed_steps
+        self._recorder = passes.cuda_recorder() if on_gpu and recorder is None else recorder
+        self._steps: dict[tuple[int, int], passes.FixedStep] = {}
 
-    def forward(self, segments: Sequence[Segment], wanted: Sequence[int]) -> torch.Tensor:  # [wanted row, vocabulary]
-        """Write the KV of all rows, and return the logits of some."""
-        rows = self._embed([token for segment in segments for token in segment.tokens])
-        places = self._places(segments)
-        for number, layer in enumerate(self._weights.layers):
-            rows = self._layer(number, layer, rows, places)
-        if not wanted:
-            return rows[:0]
-        chosen = rows if len(wanted) == rows.shape[0] else rows[torch.tensor(wanted)]
-        normed = chosen * arithmetic.inverse_rms(chosen, self._of.rms_eps) * self._weights.norm
-        return arithmetic.linear(normed, self._weights.head)
+    @torch.inference_mode()
+    def forward(self, segments: Sequence[pages.Segment], wanted: Sequence[int]) -> torch.Tensor:
+        """Write the KV of all rows, and return the logits of some: float32 [wanted, vocabulary], on the CPU.
 
-    def _embed(self, tokens: list[int]) -> torch.Tensor:
-        embedding, index = self._weights.embedding, torch.tensor(tokens)
-        rows = embedding.turned.t()[index].float()
-        return rows if embedding.scale is None else rows.mul_(embedding.scale[index][:, None])
+        Waits for the device.
+        """
+        window, most = self._of.window_tokens, _GATHERED_PAGES_MAX[self._device.type]
+        self._pool.clear(kv.begun(segments))
+        if step := self._fitting_step(segments, most):
+            order = {one.row: number for number, one in enumerate(segments)}
+            logits = step(segments, window)[[order[row] for row in wanted]]
+        else:
+            batch = passes.arrange(segments, wanted, window_tokens=window, gathered_pages_max=most, device=self._device)
+            logits = self._run(batch)
+        if self._device.type == "cpu":
+            return logits
+        fetched = torch.empty(logits.shape, pin_memory=True).copy_(logits)
+        torch.cuda.synchronize(self._device)  # also where nothing was wanted: who plans passes measures them
+        return fetched
 
-    def _places(self, segments: Sequence[Segment]) -> _Places:
-        at = [(one, one.position + offset) for one in segments for offset in range(len(one.tokens))]
-        block = [one.pages[position // _BLOCK] for one, position in at]
-        position = torch.tensor([position for _, position in at])
-        window = self._of.window_tokens or self._of.context_tokens_max
-        crowd = _crowd(segments)
-        if crowd and self._of.window_tokens:
-            crowd = _narrowed(crowd, segments, window)
-        return _Places(
-            turns=self._turns[position],
-            block=torch.tensor(block),
-            slot=position % _BLOCK,
-            one=self._pool.slots(block[0], at[0][1] % _BLOCK) if len(at) == 1 else None,
-            crowd=crowd,
-            readings=[
-                _Reading(
-                    segment,
-                    self._pool.select(segment.pages) if kv.neighbours(segment.pages) else None,
-                    torch.tensor(segment.pages),
-                    *_mask(segment, window),
-                )
-                for segment in segments[crowd.row_count if crowd else 0 :]
-            ],
-        )
+    def _fitting_step(self, segments: Sequence[pages.Segment], gathered_pages_max: int) -> passes.FixedStep | None:
+        if not self._fixed_steps or len(segments) > _STEP_ROWS_MAX or any(len(one.tokens) > 1 for one in segments):
+            return None
+        width = max(len(passes.table(one, self._of.window_tokens).pages) for one in segments)
+        size = (_power_of_two(len(segments)), max(_STEP_PAGES_MIN, _power_of_two(width)))
+        if size[0] * size[1] > gathered_pages_max:
+            return None
+        if size not in self._steps:
+            self._steps[size] = passes.FixedStep(
+                self._run, *size, scratch=self._pool.scratch, device=self._device, recorder=self._recorder
+            )
+        return self._steps[size]
 
-    def _plain_layer(self, number: int, layer: weights.Layer, rows: torch.Tensor, places: _Places) -> torch.Tensor:
-        return self._after(number, layer, rows, arithmetic.linear(rows, layer.qkv, self._of.rms_eps), places)
+    def _run(self, batch: passes.Batch) -> torch.Tensor:  # float32 [wanted, vocabulary]
+        of = self._of
+        rows = self._embedding.index_select(0, batch.token).float()  # [row, hidden]: the sum over layers
+        turns = self._turns.index_select(0, batch.position)  # [row, 1, head_dim / 2] complex
+        readings = [self._reading(group) for group in batch.groups]
+        counts = [group.seen.numel() for group in batch.groups]
+        keys_at = batch.place // _PAGE * (of.layers * 2 * _PAGE) + batch.place % _PAGE  # [row], of layer 0
+        written_at = torch.stack([keys_at, keys_at + _PAGE], 1).flatten()  # [row * k|v]
+        for number, layer in enumerate(self._layers):
+            queries, written = self._projected(layer, rows, turns)
+            self._pool.slots.index_copy_(0, written_at + number * 2 * _PAGE, written)
+            parts = zip(queries.split(counts), readings, strict=True)
+            mixed = torch.cat([self._attended(number, *part) for part in parts])  # [row, heads * head_dim]
+            rows += functional.linear(mixed, layer.out)
+            gate, up = functional.linear(self._normed(rows), layer.gate_up).split(of.ffn, 1)  # [row, ffn] each
+            rows += functional.linear(functional.silu(gate) * up, layer.down)
+        return self._logits(rows if batch.wanted is None else rows.index_select(0, batch.wanted))
 
-    def _adjusted_layer(self, number: int, layer: weights.Layer, rows: torch.Tensor, places: _Places) -> torch.Tensor:
-        joined = arithmetic.linear(rows, layer.qkv, self._of.rms_eps)
+    def _reading(self, group: passes.Group) -> _Reading:
+        slots = torch.arange(group.table.shape[1] * _PAGE, device=self._device)
+        seen = group.seen[:, None, :, None]  # [segment, 1, row, 1]
+        hidden = slots > seen
+        if self._of.window_tokens:
+            hidden |= slots <= seen - self._of.window_tokens
+        mask = torch.zeros(hidden.shape, dtype=self._pool.data.dtype, device=self._device)
+        keys = group.table.flatten() * (self._of.layers * 2)
+        return _Reading(torch.cat([keys, keys + 1]), mask.masked_fill_(hidden, float("-inf")))
+
+    def _projected(self, layer: _Layer, rows: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries [row, heads * head_dim], scaled and turned; keys and values [row * k|v, kv_heads * head_dim]."""
+        of, q_width, kv_width = self._of, self._of.heads * self._of.head_dim, self._of.kv_heads * self._of.head_dim
+        joined = functional.linear(self._normed(rows), layer.qkv).float()  # [row, q_width + 2 * kv_width]
         if layer.bias is not None:
             joined += layer.bias
+        heads = joined[:, : q_width + kv_width].unflatten(1, (-1, of.head_dim))  # [row, heads + kv_heads, head_dim]
         if layer.gain is not None:
-            turning = joined[:, : self._q_rows + self._kv_rows]
-            by_head = turning.reshape(-1, self._of.head_dim)  # [row * (heads + kv_heads), head_dim]
-            normed = (by_head * arithmetic.inverse_rms(by_head, self._of.rms_eps)).view(-1, *layer.gain.shape)
-            turning.copy_((normed * layer.gain).flatten(1))
-        return self._after(number, layer, rows, joined, places)
+            heads.copy_(functional.rms_norm(heads, heads.shape[2:], eps=of.rms_eps) * layer.gain)
+        torch.view_as_complex(heads.unflatten(2, (-1, 2))).mul_(turns)
+        joined = joined.to(self._pool.data.dtype)
+        return joined[:, :q_width], joined[:, q_width:].reshape(-1, kv_width)
 
-    def _after(
-        self,
-        number: int,
-        layer: weights.Layer,
-        rows: torch.Tensor,  # [row, hidden]
-        joined: torch.Tensor,  # [row, (heads + 2 * kv_heads) * head_dim]: queries, keys, values
-        places: _Places,
-    ) -> torch.Tensor:  # [row, hidden]
-        of = self._of
-        pairs = joined[:, : self._q_rows + self._kv_rows].unflatten(1, (-1, of.head_dim // 2, 2))
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * places.turns).flatten(2).to(self._pool.data.dtype)
-        values = joined[:, self._q_rows + self._kv_rows :].unflatten(1, (of.kv_heads, of.head_dim))
-        if places.one:
-            places.one[2 * number].copy_(turned[0, of.heads :])
-            places.one[2 * number + 1].copy_(values[0])
-        else:
-            self._pool.write(number, places.block, places.slot, turned[:, of.heads :], values)
-        queries = turned[:, : of.heads]
-        mixed = [self._attend_crowd(number, queries, places.crowd)] if places.crowd else []
-        mixed += [
-            self._attend(number, queries[one.segment.row : one.segment.row + len(one.segment.tokens)], one)
-            for one in places.readings
-        ]
-        rows = rows + arithmetic.linear(mixed[0] if len(mixed) == 1 else torch.cat(mixed), layer.out)
-        gate, up = arithmetic.linear(rows, layer.gate_up, of.rms_eps).split(of.ffn, 1)
-        return rows + arithmetic.linear(functional.silu(gate).mul_(up), layer.down)
+    def _attended(self, layer: int, queries: torch.Tensor, reading: _Reading) -> torch.Tensor:
+        """[row, heads * head_dim] to the same. The heads of one KV head are rows of one row, or a batch of views."""
+        of, (segments, _, row_count, slots) = self._of, reading.mask.shape
+        found = self._pool.pieces.index_select(0, reading.pieces + 2 * layer)  # [k|v * segment * page, ...]
+        both = found.view(2, segments, slots, of.kv_heads, of.head_dim).transpose(2, 3)
+        grouped = queries.unflatten(1, (of.kv_heads, -1, of.head_dim))  # [segment * row, kv_head, head, dim]
+        if row_count > 1:
+            grouped = grouped.transpose(0, 2)  # [head, kv_head, row, dim]
+            both = both.expand(-1, grouped.shape[0], -1, -1, -1)
+        mixed = functional.scaled_dot_product_attention(grouped, both[0], both[1], attn_mask=reading.mask, scale=1.0)
+        return (mixed.transpose(0, 2) if row_count > 1 else mixed).flatten(1)
 
-    def _attend(
-        self,
-        layer: int,
-        queries: torch.Tensor,  # [row, head, dim], scaled
-        reading: _Reading,
-    ) -> torch.Tensor:  # [row, head * dim]
-        of, row_count, count = self._of, queries.shape[0], len(reading.segment.pages)
-        group = of.heads // of.kv_heads
-        if reading.views:
-            keys, values = reading.views[2 * layer : 2 * layer + 2]
-        else:
-            keys, values = self._pool.gather(layer, reading.blocks)
-        by_head = queries.view(row_count, of.kv_heads, group, of.head_dim).transpose(0, 1)
-        asked = by_head.reshape(of.kv_heads, row_count * group, of.head_dim).expand(count, -1, -1, -1).flatten(0, 1)
-        scores = torch.bmm(asked, keys.transpose(1, 2)).float().view(count, of.kv_heads, row_count, group, _BLOCK)
-        if reading.mask is None:
-            scores[-1, ..., reading.segment.position % _BLOCK + 1 :] = float("-inf")
-        else:
-            scores[reading.first :].masked_fill_(reading.mask, float("-inf"))
-        mixed = _mixed(scores, values, of.head_dim)
-        return mixed.transpose(0, 1).reshape(row_count, -1)
+    def _normed(self, rows: torch.Tensor) -> torch.Tensor:
+        """Divided by their root mean square; the gain is in the next matrix."""
+        return functional.rms_norm(rows, rows.shape[1:], eps=self._of.rms_eps).to(self._pool.data.dtype)
 
-    def _attend_crowd(self, layer: int, queries: torch.Tensor, crowd: _Crowd) -> torch.Tensor:  # [row, head * dim]
-        of, count = self._of, crowd.block_count
-        keys, values = self._pool.gather(layer, crowd.blocks)
-        asked = queries[: crowd.row_count].reshape(crowd.row_count * of.kv_heads, -1, of.head_dim)
-        scores = torch.bmm(asked.expand(count, -1, -1, -1).flatten(0, 1), keys.transpose(1, 2)).float()
-        scores = scores.view(count, crowd.row_count, of.kv_heads, -1, _BLOCK).masked_fill_(crowd.mask, float("-inf"))
-        return _mixed(scores, values, of.head_dim).reshape(crowd.row_count, -1)
+    def _logits(self, rows: torch.Tensor) -> torch.Tensor:  # [row, hidden] -> float32 [row, vocabulary]
+        normed = functional.rms_norm(rows, rows.shape[1:], self._norm, self._of.rms_eps)
+        if self._head.dtype == torch.float32 or not rows.shape[0]:
+            return functional.linear(normed.to(self._head.dtype), self._head).float()
+        return torch.mm(normed.to(self._head.dtype), self._head.t(), out_dtype=torch.float32)
 
 
-def _mixed(scores: torch.Tensor, values: torch.Tensor, head_dim: int) -> torch.Tensor:  # [..., slot] -> [..., dim]
-    """Softmax over blocks and slots, and the mean of the values by it. Destroys `scores` [block, ..., slot]."""
-    chances = scores.sub_(scores.amax(-1, keepdim=True).amax(0)).exp_()
-    mixed = torch.bmm(chances.to(values.dtype).view(values.shape[0], -1, _BLOCK), values).float()
-    return arithmetic.fold(mixed.view(*scores.shape[:-1], head_dim)) / arithmetic.fold(chances.sum(-1, keepdim=True))
+def _moved(layer: weights.Layer, device: torch.device) -> _Layer:
+    matrices = (_rows(matrix, device) for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down))
+    vectors = (None if found is None else found.to(device) for found in (layer.bias, layer.gain))
+    return _Layer(*matrices, *vectors)
 
 
-def _crowd(segments: Sequence[Segment]) -> _Crowd | None:
-    """The leading segments of one row and few blocks; the engine puts them first."""
-    lone = list(itertools.takewhile(lambda one: len(one.tokens) == 1 and len(one.pages) <= _CROWD_BLOCKS_MAX, segments))
-    if len(lone) < 2:
-        return None
-    count = max(len(one.pages) for one in lone)
-    blocks = [one.pages[min(number, len(one.pages) - 1)] for number in range(count) for one in lone]
-    slots = torch.arange(count * _BLOCK).view(count, 1, 1, 1, _BLOCK)
-    positions = torch.tensor([one.position for one in lone]).view(1, -1, 1, 1, 1)
-    return _Crowd(len(lone), count, torch.tensor(blocks), slots > positions)
+def _rows(matrix: weights.Matrix, device: torch.device) -> torch.Tensor:  # [out, in]
+    assert matrix.scale is None
+    return matrix.turned.t().to(device)
 
 
-def _narrowed(crowd: _Crowd, segments: Sequence[Segment], window: int) -> _Crowd:
-    """The same crowd, and what lies before each row's window is hidden as well."""
-    slots = torch.arange(crowd.block_count * _BLOCK).view(-1, 1, 1, 1, _BLOCK)
-    positions = torch.tensor([one.position for one in segments[: crowd.row_count]]).view(1, -1, 1, 1, 1)
-    return dataclasses.replace(crowd, mask=crowd.mask | (slots <= positions - window))
-
-
-def _mask(segment: Segment, window: int) -> tuple[int, torch.Tensor | None]:
-    """The first block that has something to hide, and [block, 1, row, 1, slot]: True where a slot is in the future, or
-    before the row's window. One row within its window needs no more than a slice."""
-    last = segment.position + len(segment.tokens) - 1
-    if len(segment.tokens) == 1 and last < window:
-        return 0, None
-    first = segment.position // _BLOCK if last < window else 0
-    slots = torch.arange(first * _BLOCK, len(segment.pages) * _BLOCK).view(-1, 1, 1, 1, _BLOCK)
-    rows = torch.arange(segment.position, last + 1).view(1, 1, -1, 1, 1)
-    return first, (slots > rows if last < window else (slots > rows) | (slots <= rows - window))
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
 
 
 def _turns(of: weights.Shape) -> torch.Tensor:  # [position, 1, head_dim / 2] complex
-    """The rotations of rope, in float64 until the end: at position 8000 float32 angles have lost three digits."""
-    steps = of.rope_theta ** (-torch.arange(0, of.head_dim, 2, dtype=torch.float64) / of.head_dim)
-    if of.rope_divisors:
-        steps /= torch.tensor(of.rope_divisors, dtype=torch.float64)
-    angles = torch.arange(of.context_tokens_max, dtype=torch.float64)[:, None] * steps
-    return torch.polar(torch.full_like(angles, of.rope_amplitude), angles).to(torch.complex64)[:, None]
+    table = rope.turns(of.head_dim, of.rope_theta, of.rope_divisors, of.rope_amplitude, of.context_tokens_max)
+    return torch.view_as_complex(torch.from_numpy(table))[:, None]

@@ -1,8 +1,7 @@
-"""A model's weights in memory, as a numeric class wants them, from the folder that `models` wrote.
+"""A model's weights as fused matrices, from the folder that `models` wrote.
 
-The idea: "f32" takes the float16 file as it is. "w8" rounds each row of each matrix to int8 once (scale: the row's
-greatest magnitude / 127) and keeps the result beside the weights, so that a later start reads 135 MB and computes
-nothing. The packed file is derived: it may be deleted, and is rebuilt if its tag is not the weights' own.
+The idea: "f32" takes the float16 file as it is; "int8" rounds each row of each matrix once (scale: the row's greatest
+magnitude / 127), which `tiles` then packs for the kernels and keeps.
 
 Folded in here, so that no step pays for it: the norms' gains (into columns), 1/sqrt(head_dim) (into Q, or into the gain
 of Q's own norm), and the order of rope (rows of Q and K are interleaved, and a rotation becomes one multiplication of
@@ -11,28 +10,21 @@ nothing else; which family it was is known to `models` alone.
 
 Weights are read into memory of our own, not mapped: a mapped file's pages are the first that a busy machine takes away,
 and then a token waits for the disk.
-
-Rejected: packing at conversion (`models` must not know what the engine computes with).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
 from meshnode import errors
-
-_PACKED = "packed-w8.safetensors"
-_PACK_VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +64,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """One linear map. In "w8" `scale` turns integers back into numbers; in "f32" there is none."""
+    """One linear map. `scale` turns integers back into numbers; float matrices have none."""
 
     turned: torch.Tensor  # [in, out], a view of rows that lie [out, in]
     scale: torch.Tensor | None  # [out]
@@ -113,21 +105,21 @@ def shape(folder: Path) -> Shape:
     return Shape(**fields)
 
 
-def load(folder: Path, numeric_class: str) -> Weights:
-    """Raises StoreError for files that do not fit the architecture."""
-    of = shape(folder)
-    source = folder / "weights.safetensors"
-    if numeric_class == "f32":
-        return assemble(of, _read(source), exact=True)
-    packed = folder / _PACKED
-    tag = f"{_PACK_VERSION}:{source.stat().st_size}:{source.stat().st_mtime_ns}"
-    if _tag(packed) != tag:
-        _write(packed, _flat(assemble(of, _read(source), exact=False)), tag)
-    return _unflat(of, _read(packed))
+def load(folder: Path, kind: str) -> Weights:
+    """Matrices as "f32", "bf16" or "int8". Raises StoreError for files that do not fit the architecture."""
+    of, named = shape(folder), _read(folder / "weights.safetensors")
+    match kind:
+        case "f32":
+            return assemble(of, named, exact=True)
+        case "bf16":
+            return assemble(of, named, exact=True, dtype=torch.bfloat16)
+        case "int8":
+            return assemble(of, named, exact=False)
+    raise AssertionError(f"no matrices of kind {kind}")
 
 
-def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weights:
-    """From the usual names to fused matrices: as float32 (`exact`) or as int8 with scales."""
+def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool, dtype: torch.dtype = torch.float32) -> Weights:
+    """From the usual names to fused matrices: as numbers of `dtype` (`exact`) or as int8 with scales."""
 
     def take(name: str, *size: int) -> torch.Tensor:
         found = named.get(name)
@@ -137,7 +129,7 @@ def assemble(of: Shape, named: dict[str, torch.Tensor], *, exact: bool) -> Weigh
 
     def matrix(*parts: torch.Tensor, gain: torch.Tensor | None = None) -> Matrix:
         whole = torch.cat(parts) if gain is None else torch.cat(parts) * gain
-        return Matrix(whole.t(), None) if exact else quantised(whole)
+        return Matrix(whole.to(dtype).t(), None) if exact else quantised(whole)
 
     q_rows, kv_rows = of.heads * of.head_dim, of.kv_heads * of.head_dim
     shrink = 1.0 if of.qk_norm else of.head_dim**-0.5  # a norm would take it out again: then it is in the norm's gain
@@ -190,57 +182,8 @@ def _interleaved(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
     return rows.view(-1, 2, head_dim // 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
-_MATRICES = ("qkv", "out", "gate_up", "down")
-_VECTORS = ("bias", "gain")
-
-
-def _flat(weights: Weights) -> dict[str, torch.Tensor]:
-    flat = {"norm": weights.norm, **_parts("embedding", weights.embedding)}
-    for number, layer in enumerate(weights.layers):
-        for name in _MATRICES:
-            flat |= _parts(f"{number}.{name}", getattr(layer, name))
-        flat |= {f"{number}.{name}": found for name in _VECTORS if (found := getattr(layer, name)) is not None}
-    return flat if weights.head is weights.embedding else flat | _parts("head", weights.head)
-
-
-def _parts(name: str, matrix: Matrix) -> dict[str, torch.Tensor]:
-    assert matrix.scale is not None
-    return {name: matrix.turned.t(), f"{name}.scale": matrix.scale}
-
-
-def _unflat(of: Shape, flat: dict[str, torch.Tensor]) -> Weights:
-    def matrix(name: str) -> Matrix:
-        return Matrix(flat[name].t(), flat[f"{name}.scale"])
-
-    layers = []
-    for number in range(of.layers):
-        matrices = {name: matrix(f"{number}.{name}") for name in _MATRICES}
-        layers.append(Layer(**matrices, bias=flat.get(f"{number}.bias"), gain=flat.get(f"{number}.gain")))
-    embedding = matrix("embedding")
-    return Weights(tuple(layers), flat["norm"], embedding, embedding if of.tied else matrix("head"))
-
-
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise errors.StoreError(f"{path.name} cannot be read: {error}") from None
-
-
-def _tag(path: Path) -> str | None:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            found: dict[str, Any] = file.metadata() or {}
-            return found.get("tag")
-    except (OSError, safetensors.SafetensorError):
-        return None
-
-
-def _write(path: Path, flat: dict[str, torch.Tensor], tag: str) -> None:
-    fresh = path.with_suffix(f".{os.urandom(4).hex()}.new")  # containers share the folder, and are process 1 each
-    try:
-        safetensors.torch.save_file(flat, fresh, metadata={"tag": tag})
-        fresh.rename(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        fresh.unlink(missing_ok=True)
-        raise errors.StoreError(f"{path.name} could not be written: {error}") from None

@@ -68,6 +68,8 @@ class Mesh:
     ) -> None:
         self.agent = agent
         """An agent reads adverts and publishes none: it is a guest, and links to whom it needs, not to everybody."""
+        self.lanes = (Lane.SIGNAL, Lane.MEDIA) if agent else LANES
+        """Lanes that this one dials."""
         self.interests: dict[PeerId, tuple[str, ...]] = {}
         """Peers that an agent needs, with their addresses."""
         self.identity = identity
@@ -171,7 +173,7 @@ class Mesh:
         effects: list[Effect] = []
         self._dial_at = float("inf")
         for peer in sorted(self._targets()):
-            for lane in LANES[:2] if self.agent else LANES:
+            for lane in self.lanes:
                 effects += self._dial(now, peer, lane)
         return effects
 
@@ -232,7 +234,8 @@ class Mesh:
     def on_publish(self, now: float, peer: PeerId, publish: Publish) -> list[Effect]:
         """Learn, and pass on what was news. Raises PeerError if nothing was and an advert does not hold: one that does
         not takes no other with it."""
-        strange = peer not in self.directory.members
+        before = set(self.directory.members)
+        strange = peer not in before
         news: list[tuple[PeerId, bytes]] = []
         faults: list[errors.PeerError] = []
         for sealed in publish.adverts:
@@ -254,6 +257,10 @@ class Mesh:
         linked = [] if self.agent else self._linked_members()
         others = [other for other in linked if other != peer and other not in {who for who, _ in news}]
         effects += [Send(other, Lane.SIGNAL, fresh) for other in others]
+        met = Publish(tuple(sealed for who, sealed in news if who not in before))
+        if met.adverts and not self.agent:
+            guests = self.links_of(Lane.SIGNAL) - self.directory.members.keys() - {peer}
+            effects += [Send(guest, Lane.SIGNAL, met) for guest in sorted(guests)]
         return effects + self._dials(now)
 
     def _linked_members(self) -> list[PeerId]:

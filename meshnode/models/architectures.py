@@ -33,6 +33,17 @@ _LAYERS_MAX = 512
 _HIDDEN_MAX = 1 << 16
 _HEAD_DIM_MAX = 256
 _CONTEXT_DEFAULT = 2048
+_WHOLES = {
+    "layers": _LAYERS_MAX,
+    "hidden": _HIDDEN_MAX,
+    "heads": _COUNT_MAX,
+    "kv_heads": _COUNT_MAX,
+    "head_dim": _HEAD_DIM_MAX,
+    "ffn": _COUNT_MAX,
+    "vocabulary": _COUNT_MAX,
+    "context_tokens_max": _COUNT_MAX,
+}
+"""What every description has, and up to which number."""
 _WINDOW_DEFAULT = 4096
 _WINDOW_LAYER_DEFAULT = 28
 
@@ -124,6 +135,31 @@ def from_gguf(values: Mapping[str, Any], vocabulary: int) -> Config:
     _check(source, config)
     window = source.whole("attention.sliding_window", _COUNT_MAX) if source.get("attention.sliding_window") else None
     return config | _family(kind, window_tokens=window) | _gguf_rope(source, config)
+
+
+def check_description(config: Mapping[str, Any]) -> None:
+    """Whether this is a description as this file makes them. Raises EngineError, naming the key: one that is not known
+    may change the numbers."""
+    source = Source("config.json", config)
+    for key, most in _WHOLES.items():
+        source.whole(key, most)
+    source.real("rms_eps", 1e-12, 1e-2)
+    source.real("rope_theta", 1.0, 1e12)
+    for key in ("tied", "qkv_bias", "qk_norm"):
+        source.only(key, True, False)
+    if "window_tokens" in config:
+        source.whole("window_tokens", _COUNT_MAX)
+    source.real("rope_amplitude", 0.0, 1e3, 1.0)
+    divisors = source.get("rope_divisors", [])
+    if not isinstance(divisors, list) or not all(type(one) in (int, float) and 0 < one < 1e6 for one in divisors):
+        raise source.refusal("rope_divisors", "not a list of numbers above 0")
+    if divisors and len(divisors) != config["head_dim"] // 2:
+        raise source.refusal("rope_divisors", "not one for each pair of dimensions")
+    known = {*_WHOLES, "rms_eps", "rope_theta", "tied", "qkv_bias", "qk_norm", "window_tokens"}
+    for key in config:
+        if key not in known | {"rope_divisors", "rope_amplitude"}:
+            raise source.refusal(key, "which is not known here")
+    _check(source, dict(config))
 
 
 def tensors(config: Config) -> dict[str, tuple[int, ...]]:

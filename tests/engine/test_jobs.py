@@ -3,8 +3,8 @@ a session, its numbers are those it has alone."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,16 +29,16 @@ class Watched:
         self.passes: list[list[int]] = []
         draw, forward = self.engine._draw, self.engine._llama.forward
 
-        def seen(job: engine._Job, logits: torch.Tensor) -> engine.Answer:
-            self.logits[job.work.session] = logits.clone()
+        def seen(job: engine._Job, logits: Any) -> engine.Answer:
+            self.logits[job.work.session] = torch.from_numpy(logits.copy())
             return draw(job, logits)
 
-        def counted(segments: list[pages.Segment], wanted: list[int]) -> torch.Tensor:
+        def counted(segments: list[pages.Segment], wanted: list[int]) -> Any:
             self.passes.append([len(one.tokens) for one in segments])
             return forward(segments, wanted)
 
         self.engine._draw = seen  # type: ignore[method-assign]
-        self.engine._llama.forward = counted  # type: ignore[method-assign, assignment]
+        self.engine._llama.forward = counted  # type: ignore[method-assign]
 
     def feed(
         self, session: ids.SessionId, position: int, tokens: tuple[int, ...], *, draw: bool = True, domain: bytes = b""
@@ -115,16 +115,11 @@ def test_a_drop_while_a_fork_lives_takes_nothing_from_it() -> None:
 
 
 def test_pages_of_numbers_that_are_not_finite_are_found_by_nobody() -> None:
-    sound = tiny.assembled("w8")
-    assert sound.embedding.scale is not None
-    scale = sound.embedding.scale.clone()
-    scale[7] = float("nan")
-    poisoned = dataclasses.replace(sound, embedding=dataclasses.replace(sound.embedding, scale=scale))
     of = Watched()
-    of.engine._llama._weights = poisoned
+    sound = tiny.poison(of.engine, 7)
     fed = (*(1,) * 40, 7, *(2,) * 40)
     of.feed(A, 0, fed, draw=False, domain=b"t")
-    of.engine._llama._weights = sound
+    tiny.poison(of.engine, 7, sound)
     with pytest.raises(errors.EngineError):
         of.feed(A, 81, (3,))
     of.feed(B, 0, (*fed, 3), domain=b"t")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -10,14 +11,14 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 
 from meshnode import ids
-from meshnode.engine import batcher, engine, grammar, memory, weights
+from meshnode.engine import batcher, engine, grammar, memory, model, recipes, weights
 
 SHAPE = weights.Shape(
     layers=3,
     hidden=64,
     heads=6,
     kv_heads=2,
-    head_dim=16,
+    head_dim=32,
     ffn=96,
     vocabulary=300,
     context_tokens_max=1024,
@@ -58,7 +59,15 @@ def named(of: weights.Shape = SHAPE, seed: int = 0) -> dict[str, torch.Tensor]:
 
 @functools.cache
 def assembled(numeric_class: str) -> weights.Weights:
-    return weights.assemble(SHAPE, named(), exact=numeric_class == "f32")
+    dtype = model.DTYPES.get(numeric_class)
+    return weights.assemble(SHAPE, named(), exact=dtype is not None, dtype=dtype or torch.float32)
+
+
+def poison(of: engine.TorchEngine, token: int, scale: float = float("nan")) -> float:
+    """Whoever reads this token has numbers that are not finite from there on; returns the scale that it had."""
+    scales = of._llama._kept[0].embedding.scales  # type: ignore[attr-defined]
+    before, scales[token] = float(scales[token]), scale
+    return before
 
 
 @functools.cache
@@ -101,15 +110,15 @@ def make(
     follows: grammar.Grammars | None = None,
     spill: memory.Spill | None = None,
     limits: batcher.Limits | None = None,
+    *,
+    tied: bool = True,
+    threads: int = 1,
 ) -> engine.TorchEngine:
+    of = dataclasses.replace(SHAPE, tied=tied)
+    rows_max = (limits or batcher.Limits()).rows_max
+    recipe = recipes.assembled(
+        of, loaded or assembled(numeric_class), numeric_class, memory_bytes, threads=threads, rows_max=rows_max
+    )
     return engine.TorchEngine(
-        SHAPE,
-        loaded or assembled(numeric_class),
-        name="tiny",
-        digest=ids.digest(b"tiny"),
-        numeric_class=numeric_class,
-        memory_bytes=memory_bytes,
-        grammars=follows,
-        spill=spill,
-        limits=limits,
+        recipe, name="tiny", digest=ids.digest(b"tiny"), grammars=follows, spill=spill, limits=limits
     )

@@ -14,10 +14,13 @@ import typing
 from typing import Any
 
 from meshnode import config, ids, manifest
+from meshnode.chunks import messages as weights
 from meshnode.gossip import messages as talk
 from meshnode.ids import PeerId
 from meshnode.machine import (
     Capacity,
+    Carried,
+    Carry,
     DialFailed,
     Effect,
     Encode,
@@ -29,6 +32,7 @@ from meshnode.machine import (
     Restored,
     Step,
     Stepped,
+    Stocked,
     Tick,
 )
 from meshnode.peer import Peer
@@ -41,7 +45,7 @@ from tests.sessions import cases
 
 KINDS = tuple(
     kind
-    for module in (talk, messages)
+    for module in (talk, messages, weights)
     for kind in vars(module).values()
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind in schema._numbers
 )
@@ -52,6 +56,7 @@ HEARD = (
     *typing.get_args(registry.FromAgent),
     *(talk.Ping, talk.Pong, talk.Publish, talk.NoPath, talk.Invite, talk.Cancel, talk.Offer, talk.Bid),
     *(talk.Awarded, talk.Awarded, talk.Awarded, talk.Confirm, talk.Release),
+    *(weights.AskShelf, weights.AskListing, weights.AskChunk),
 )
 """What a node listens to."""
 
@@ -59,6 +64,10 @@ _INTEGERS = (0, 1, 1, 2, 2, 3, 4, 5, 7, 64, 65, 1 << 16, (1 << 40) - 1, 2**63 - 
 _TEXTS = ("", "a", "host", "replica", "witness", "grüße", "x" * 128, "tiny", "/ip4/127.0.0.1/tcp/1")
 _FLOATS = (0.0, 0.5, 1.0, -1.0, 1e300)
 _BYTES = (b"", b"\x80", b"page")
+
+
+SHELVED = weights.Shelved("tiny", cases.CARD.model_digest, 20 << 20)
+"""What a node under attack shares."""
 
 
 class Maker:
@@ -122,7 +131,7 @@ class Maker:
         if hint is ids.RequestId:
             return rng.choice((cases.AUCTION, cases.request(1), cases.request(2)))
         if hint is ids.Digest:
-            return rng.choice((log.genesis(cases.SESSION), *self.digests, bytes(ids.DIGEST_BYTES)))
+            return rng.choice((log.genesis(cases.SESSION), *self.digests, SHELVED.digest, bytes(ids.DIGEST_BYTES)))
         if name in ("invitation", "award", "adverts"):
             return self._paper(name)
         return rng.choice(_BYTES)
@@ -193,6 +202,7 @@ def node(rng: random.Random, place: int = 0, *, serving: bool = True) -> Peer:
     """A node with a seat in a session; as its host, it serves if the agent has acknowledged."""
     brain = Peer(cases.NODES[place], config.Node(), cases.CARD, 1, rng)
     brain.step(0.0, Capacity(1 << 30))
+    brain.step(0.0, Stocked((SHELVED,)))
     brain.step(0.0, Received(cases.A, Lane.SIGNAL, talk.Awarded(cases.award())))
     if serving:
         brain.step(0.0, Received(cases.AGENT.peer, Lane.SIGNAL, messages.Ack(cases.SESSION)))
@@ -213,4 +223,6 @@ def answers(effects: list[Effect]) -> list[Event]:
                 found.append(Stepped(session, load, work.position + len(work.feed), token, "a"))
             case Restore(session, load):
                 found.append(Restored(session, load, 0))
+            case Carry(to, digest):
+                found.append(Carried(to, digest, 1))
     return found

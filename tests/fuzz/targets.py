@@ -11,9 +11,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meshnode import ids
-from meshnode.machine import Received
-from meshnode.ports import Lane
+from meshnode import fetcher, ids
+from meshnode.chunks import frames, listing
+from meshnode.machine import Received, Tick
+from meshnode.ports import Lane, LinkUp
 from meshnode.wire import cbor, envelope, keys, schema
 from tests.fuzz import grammars, strangers, weights
 from tests.sessions import cases
@@ -70,6 +71,32 @@ def every_kind(signer: keys.Identity) -> tuple[bytes, ...]:
     return tuple(one[keys.SIGNATURE_BYTES :] for one in sealed)
 
 
+def decode_listing(data: bytes) -> object:
+    """Whatever it claims, its chunks cover its files."""
+    found = listing.decode(data)
+    assert found.encode() == data
+    last = found.chunk(found.chunk_count - 1)
+    assert last.start + last.size == found.sizes[last.file]
+    return found
+
+
+def decode_frame(data: bytes) -> object:
+    frame = frames.unpack(data)
+    assert frames.pack(frame) == data
+    return frame
+
+
+def heard_by_a_fetch(body: bytes) -> object:
+    """A frame of a peer that a fetch has a link with."""
+    opened = envelope.open_(VOTER.sign(_DOMAIN + body) + body)
+    brain = fetcher.Fetcher(IDENTITY, strangers.SHELVED.digest, 0.0, random.Random(1), 60.0)
+    for lane in (Lane.SIGNAL, Lane.BULK):
+        brain.step(0.0, LinkUp(VOTER.peer, lane))
+    brain.step(1.0, Received(VOTER.peer, Lane.SIGNAL, opened.message))
+    return brain.step(9.0, Tick())
+
+
+_LISTING = listing.Listing((listing.CHUNK_BYTES + 5, 7, 9), bytes(4 * ids.DIGEST_BYTES))
 _NODE = strangers.node(random.Random(1))
 _FULL = samples.Everything(
     peer=IDENTITY.peer,
@@ -101,6 +128,9 @@ TARGETS = (
     Target("messages", open_signed, every_kind(IDENTITY)),
     Target("node", heard, every_kind(VOTER)),
     Target("peer", decode_peer, (ids.peer_text(IDENTITY.peer).encode(),)),
+    Target("fetch", heard_by_a_fetch, every_kind(VOTER)),
+    Target("listing", decode_listing, (_LISTING.encode(),)),
+    Target("chunk", decode_frame, (frames.pack(frames.ChunkFrame(_LISTING.digest, 3, b"chunk")),)),
     Target("safetensors", weights.decode_safetensors, weights.safetensors_seeds()),
     Target("gguf", weights.decode_gguf, weights.gguf_seeds()),
     Target("grammar", grammars.decode_grammar, grammars.seeds()),

@@ -106,6 +106,14 @@ def test_news_goes_once_to_all_but_the_teller_and_its_subject() -> None:
     assert of.on_publish(1.0, B, Publish((news,))) == []
 
 
+def test_a_guest_hears_of_a_new_member_once_and_of_nothing_else() -> None:
+    of, guest = joined(), cases.AGENT.peer
+    of.link_up(0.0, LinkUp(guest, Lane.SIGNAL))
+    new, newer = sealed(by=3), sealed(version=2, by=3)
+    assert (guest, Publish((new,))) in cases.sent(of.on_publish(1.0, B, Publish((new,))))
+    assert guest not in [to for to, _ in cases.sent(of.on_publish(2.0, B, Publish((newer,))))]
+
+
 def test_a_bad_advert_takes_no_other_with_it() -> None:
     of = joined()
     of.on_publish(1.0, B, Publish((cases.invitation(), sealed(by=3), b"junk")))

@@ -37,6 +37,7 @@ def test_a_pulled_model_is_listed_with_its_digest(models: store.Models) -> None:
     assert seen
     assert sorted(path.name for path in installed.folder.iterdir()) == [
         "config.json",
+        "listing",
         "model.json",
         "tokenizer.json",
         "weights.safetensors",
