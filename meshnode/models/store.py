@@ -26,6 +26,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -235,13 +236,16 @@ def _renew(folder: Path, card: dict[str, Any]) -> ids.Digest:
         whole = hashing.read(folder)
     except OSError as error:
         raise errors.StoreError(f"{folder.name} cannot be read: {error}") from None
-    fresh = folder / f"{_CARD}.new"
-    # A folder that cannot be written, or in which another node writes the same: then it is computed again next time.
+    # A name of our own: nodes that start at once renew at once. What cannot be written is computed again next time.
     with contextlib.suppress(OSError):
+        number, path = tempfile.mkstemp(dir=folder, prefix=f"{_CARD}.")
+        with open(number, "w") as file:
+            json.dump(card | {"version": _CARD_VERSION, "digest": whole.digest.hex()}, file, indent=1)
+            file.flush()
+            os.fsync(number)
+        os.chmod(path, (folder / _CARD).stat().st_mode)
         (folder / hashing.LISTING).write_bytes(whole.encode())
-        fresh.write_text(json.dumps(card | {"version": _CARD_VERSION, "digest": whole.digest.hex()}, indent=1))
-        _sync(fresh)
-        fresh.rename(folder / _CARD)
+        os.replace(path, folder / _CARD)
     return whole.digest
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_a_card_of_whole_file_digests_is_written_anew(source: tuple[stock.Stock,
     assert models.installed("tiny") == installed
     assert json.loads(path.read_text())["digest"] == installed.digest.hex()
     assert models.find(installed.digest.hex()) == models.find("tiny") == installed
+
+
+def test_nodes_that_renew_a_card_at_once_never_see_half_of_one(source: tuple[stock.Stock, store.Installed]) -> None:
+    _, installed = source
+    path = installed.folder / "model.json"
+    old = json.loads(path.read_text())
+    del old["version"]
+    models = store.Models(installed.folder.parent)
+    for _ in range(20):
+        path.write_text(json.dumps(old))
+        with futures.ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(lambda _: models.installed("tiny"), range(8))) == {installed}
+    assert sorted(one.name for one in installed.folder.iterdir()) == sorted((*listing.FILES, "listing", "model.json"))
 
 
 # ------------------------------------------------------------------------------------------------------------- vetting

@@ -29,7 +29,8 @@ LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0")
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> store.Installed:
     """A model of some thirty chunks on the shelf that the nodes of a cluster share."""
     monkeypatch.setenv("MESHNODE_DATA", str(tmp_path / "there"))
-    monkeypatch.setattr(small, "FFN", 80_000)
+    monkeypatch.setattr(small, "FFN", 8192)
+    monkeypatch.setattr(small, "LAYERS", 20)
     _, installed = shelves.model(tmp_path / "there")
     assert installed.disk_bytes > 25 * listing.CHUNK_BYTES
     return installed
@@ -57,7 +58,7 @@ async def test_a_model_comes_from_two_nodes_though_one_is_killed_and_a_third_lie
     shared: store.Installed, tmp_path: Path
 ) -> None:
     slow = tmp_path / "slow.toml"
-    slow.write_text("[node]\nupload_mbit_s_max = 80\n")
+    slow.write_text("[node]\nupload_mbit_s_max = 40\n")
     here = store.Models(tmp_path / "here")
     with trio.fail_after(cluster.START_S_MAX):
         async with cluster.cluster(2, ("--no-host", "--config", str(slow))) as nodes:
