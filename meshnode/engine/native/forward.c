@@ -124,7 +124,7 @@ static void run_pass(void *with, int thread) {
     float scales[BLOCK_ROWS];
     me.scales = scales;
 #if defined(__AMX_INT8__)
-    if (of->amx) amx_begin();
+    if (of->amx) amx_begin(pass->rows);
 #endif
     WORK(row, pass->rows, 1) embed(&m->embedding, pass->tokens[row], m->hidden, of->rows + (int64_t)row * m->layer[0].qkv.in);
     end_phase(t);
