@@ -93,7 +93,7 @@ class _Session:
             [token] = await engine.step([ports.Work(name, position, tuple(feed), _engine.GREEDY)])
             if not self.drawn:
                 task_status.started()
-            assert token is not None
+            assert isinstance(token, int)
             position = position + len(feed) if position < GROWN_TOKENS else CONTEXT_TOKENS
             feed = [token]
             self.drawn += 1

@@ -16,6 +16,7 @@ from meshnode.gossip.mesh import Mesh
 from meshnode.ids import PeerId, RequestId, SessionId
 from meshnode.machine import Deliver, DialFailed, Effect, Introduced, Received, Send, Tick
 from meshnode.manifest import Manifest
+from meshnode.options import AS_THE_MANIFEST, Options
 from meshnode.ports import Lane, LinkDown, LinkUp
 from meshnode.sessions import messages, timers
 from meshnode.sessions.attach import Attachment, Refusal
@@ -41,6 +42,7 @@ class Say:
     request: RequestId
     text: str
     max_tokens: int
+    options: Options = AS_THE_MANIFEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,8 @@ class Agent:
                 until = now + timers.TIMERS[manifest.characteristics.kind].invite_s
                 self._calling[session] = _Calling(manifest, talk.Invite(session, sealed), until)
                 return self._invite(now)
-            case Say(session, request, text, max_tokens):
-                message = messages.Message(session, request, text, max_tokens)
+            case Say(session, request, text, max_tokens, options):
+                message = messages.Message(session, request, text, max_tokens, options)
                 attachment = self.attachments.get(session)
                 if attachment is None:
                     return [Deliver(session, Refusal(request, 481, ("this session is not open here",)))]

@@ -210,6 +210,18 @@ def chat(
     join: Annotated[list[str] | None, typer.Option(help="Address of the mesh; the default is your node's.")] = None,
     manifest: Annotated[str, typer.Option("--manifest", help="YAML or JSON.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Longest answer; 0 is the manifest's.")] = 0,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only the k best tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only the best tokens with this probability together.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Only tokens with this share of the best one's.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: says less again.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="-2 to 2, for what was said.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="-2 to 2, for each time.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
+    logprobs: Annotated[int | None, typer.Option(help="With --json: log probabilities, and so many others.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; up to four.")] = None,
+    schema: Annotated[str, typer.Option(help="File with a JSON schema that answers follow.")] = "",
+    regex: Annotated[str | None, typer.Option(help="Regular expression that answers follow.")] = None,
     as_json: Json = False,
 ) -> None:
     """Open a session on the mesh and talk in it."""
@@ -217,7 +229,20 @@ def chat(
 
     addresses = list(join or ()) or list(control.card(_folder(data))["addresses"])
     turns = [" ".join(prompt)] if prompt else None
-    talk.run(addresses, _manifest(manifest), turns, max_tokens, as_json)
+    asked = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty, "seed": seed,
+        "frequency_penalty": frequency_penalty, "logprobs": logprobs, "stop": stop or None, "regex": regex,
+        "schema": _text(schema) if schema else None,
+    }  # fmt: skip
+    talk.run(addresses, _manifest(manifest), turns, asked, as_json)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"{path} cannot be read: {error}") from None
 
 
 def _manifest(path: str) -> Any:

@@ -20,24 +20,30 @@ from typing import Any, cast
 
 import trio
 
-from meshnode import agent, driver, errors, ids, manifest, ports
+from meshnode import agent, driver, errors, ids, manifest, options, ports
 from meshnode.agent import Answered
 from meshnode.ids import PeerId, RequestId, SessionId
 from meshnode.machine import Deliver, Introduced
 from meshnode.sessions import timers
 from meshnode.sessions.attach import Ended, Item, Lost, Moved, Over, Refusal, Said
+from meshnode.sessions.messages import Alternative
 from meshnode.wire import keys
 from meshnode.wire.award import Seat
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A released token. `str(token)` is the text that it completes, empty inside a character."""
+    """A released token. `str(token)` is the text that may be shown with it: empty inside a character, or while the text
+    may begin a stop string."""
 
     text: str
     id: int
     seq: int
     """Position in the session's log: grows by one or more from token to token, over failovers too."""
+    logprob: float | None = None
+    """What the model itself gave it (natural logarithm), if the turn asked for `logprobs`."""
+    top: tuple[Alternative, ...] = ()
+    """The likeliest tokens in its place, best first."""
 
     def __str__(self) -> str:
         return self.text
@@ -61,7 +67,7 @@ class Session:
         self.notices = answered.reasons
         """What the mesh could not give of what was asked, such as `no failover`."""
         self.end_reason: str | None = None
-        """Of the last answer: stop, length, interrupted, context full."""
+        """Of the last answer: stop, stop string, length, interrupted, context full."""
         self.history: list[Event] = []
         """Owners that came and silences, the latest last."""
         self._mesh = mesh
@@ -72,20 +78,30 @@ class Session:
         moves = [event.item for event in self.history if isinstance(event.item, Moved)]
         return moves[-1].host if moves else None
 
-    async def say(self, text: str, *, max_tokens: int = 0) -> AsyncIterator[Token]:
+    async def say(self, text: str, *, max_tokens: int = 0, **asked: Any) -> AsyncIterator[Token]:
         """One user turn; yields the answer as it is released. Leaving the loop early interrupts the answer.
 
-        `max_tokens` 0 takes the manifest's. Raises Refused: 413 the turn does not fit, 503 nobody answers, 481 over.
+        `max_tokens` 0 takes the manifest's, and so does whatever is not in `asked`: temperature, top_k, top_p, min_p,
+        repetition_penalty, presence_penalty, frequency_penalty, logit_bias ({id: amount}), seed, logprobs (how many
+        alternatives), stop (a string or up to four), and one of schema (JSON schema), regex, lark, tools.
+
+        Raises Refused: 400 with every reason for options that are out of bounds or a grammar that no answer can follow,
+        413 the turn does not fit, 503 nobody answers, 481 over.
         """
+        wanted, wrong = options.read(asked)
+        wrong += options.problems(options.over(self.manifest.agent, wanted))
+        if wrong:
+            raise errors.Refused(400, wrong)
         request = RequestId(os.urandom(ids.REQUEST_BYTES))
         receive = self._mesh.expect(self.id, request)
         whole = False
         try:
-            self._mesh.submit(agent.Say(self.id, request, text, max_tokens))
+            self._mesh.submit(agent.Say(self.id, request, text, max_tokens, wanted))
             async for item in receive:
                 match item:
                     case Said(_, seq, token):
-                        yield Token(token.piece, token.id, seq)
+                        known = (token.logprobs.logprob, token.logprobs.top) if token.logprobs else (None, ())
+                        yield Token(token.piece, token.id, seq, *known)
                     case Ended(_, reason):
                         whole, self.end_reason = True, reason
                         if reason.startswith("error: "):

@@ -6,6 +6,7 @@ one page at a time for each replica, so that a slow link never holds a decode st
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -32,6 +33,7 @@ from meshnode.machine import (
     Unload,
 )
 from meshnode.ports import Lane
+from meshnode.sessions import speech
 from meshnode.snapshots import codec, frames, hot, store
 
 T = TypeVar("T")
@@ -76,9 +78,11 @@ class Hands:
         runner: Runner,
         gate: Callable[[PeerId, SessionId, int, int], None],
         *,
+        grammars: ports.Grammars | None = None,
         hot_bytes: int = 0,
     ) -> None:
         self.engine = engine
+        self.grammars = grammars
         self.tokenizer = tokenizer
         self.pages = pages
         self._runner = runner
@@ -134,24 +138,36 @@ class Hands:
     async def _encode(self, act: Encode) -> Event:
         assert self.tokenizer is not None
         turn = self.tokenizer.turn
-        found = await self._runner(
-            lambda: turn(act.text, system=act.system if act.first else None, first=act.first, closed=act.closed)
-        )
+        try:
+            if act.grammar is not None:
+                if self.grammars is None:
+                    raise errors.EngineError("grammar: this node's engine cannot be held to one")
+                await self.grammars.check(act.grammar)
+            found = await self._runner(
+                lambda: turn(act.text, system=act.system if act.first else None, first=act.first, closed=act.closed)
+            )
+        except errors.EngineError as error:
+            return Encoded(act.session, act.request, (), str(error))
         return Encoded(act.session, act.request, tuple(found))
 
     async def _step(self, act: Step) -> Event:
         assert self.engine is not None
         assert self.tokenizer is not None
         try:
-            (token,) = await self.engine.step([act.work])
+            (answer,) = await self.engine.step([act.work])
         except errors.EngineError as error:
             return Faulted(act.session, act.load, str(error))
         position = act.work.position + len(act.work.feed)
-        if token is None:
+        if answer is None:
             return Stepped(act.session, act.load, position, None, "")
-        piece = self.tokenizer.text([*act.pending, token])
-        whole = not piece.endswith("\ufffd") or len(act.pending) >= 3  # no character is longer than four bytes
-        return Stepped(act.session, act.load, position, token, piece if whole else "")
+        text = self.tokenizer.text
+        token = answer if isinstance(answer, int) else answer.token
+        said = speech.spoken(text([*act.pending, token]), act.told, act.stops)
+        stepped = Stepped(act.session, act.load, position, token, said.piece, said.rest, said.whole, said.stopped)
+        if isinstance(answer, int):
+            return stepped
+        top = tuple((one, text([one]), chance) for one, chance in answer.top)
+        return dataclasses.replace(stepped, logprob=answer.logprob, top=top)
 
     async def _restore(self, act: Restore) -> int:
         """Tokens restored: the longest run of pages from the first one on that the engine has still, or the store has

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from meshnode import errors, ids, ports
+from meshnode import errors, ids, options, ports
 
 if TYPE_CHECKING:
     from meshnode.engine import engine as torch_engine
@@ -41,6 +41,9 @@ STRAGGLE_STEPS = 0.25
 them is over. Less: streams fall into two groups that wait for each other, and each pass carries half of them."""
 STRAGGLE_S_MAX = 0.01
 """At most so long. Longer than an answer's way through the log on a common disk, it only helps those who are lost."""
+
+CHECK_S = 5.0
+"""For one grammar, the wait behind others included. More: a client waits longer for its refusal."""
 
 Result = TypeVar("Result")
 
@@ -65,6 +68,7 @@ class ThreadEngine:
         self.card = inner.card
         self._inner = inner
         self._thread = trio.CapacityLimiter(1)
+        self._compiling = trio.CapacityLimiter(1)
         # Bounded by the callers: each waits for its own call, and puts in one at a time.
         self._calls_in, self._calls_out = trio.open_memory_channel[_Call](math.inf)
         self._open: list[_Call] = []
@@ -75,9 +79,10 @@ class ThreadEngine:
         """For how long they are waited for; the same."""
         self._memory_free = inner.memory_free()
 
-    async def step(self, batch: Sequence[ports.Work]) -> list[int | None]:
+    async def step(self, batch: Sequence[ports.Work]) -> list[ports.Answer]:
         """See ports.Engine. If one of several works fails, the others are done, and may be repeated at no harm."""
         assert batch, "a step of nothing has no answer"
+        await self._compile(batch)
         call = _Call(batch)
         self._calls_in.send_nowait(call)
         try:
@@ -100,6 +105,25 @@ class ThreadEngine:
 
     async def drop(self, session: ids.SessionId) -> None:
         await self._run(lambda: self._inner.drop(session))
+
+    async def check(self, grammar: options.Grammar) -> None:
+        """See ports.Grammars. In a thread of its own: neither steps nor heartbeats wait for a stranger's grammar. One
+        at a time; the library's limits end it in milliseconds, and what is left of a doubt is ended by the clock."""
+        grammars = self._inner.grammars
+        if grammars is None:
+            raise errors.EngineError("grammar: this engine has no vocabulary to hold to one")
+        with trio.move_on_after(CHECK_S):
+            await trio.to_thread.run_sync(grammars.check, grammar, limiter=self._compiling, abandon_on_cancel=True)
+            return
+        raise errors.EngineError(f"grammar: to read it takes more than {CHECK_S:g} s")
+
+    async def _compile(self, batch: Sequence[ports.Work]) -> None:
+        """Grammars that this engine has not seen: a session came from another host, with its answer half said."""
+        for work in batch:
+            wanted = work.sampling.grammar if work.sampling is not None else None
+            if wanted is not None and self._inner.grammars is not None and not self._inner.grammars.known(wanted):
+                with contextlib.suppress(errors.EngineError):  # the step says it to whom it concerns
+                    await self.check(wanted)
 
     def memory_free(self) -> int:
         """As of the last call that ended: the thread may be taking some right now."""

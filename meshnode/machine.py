@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshnode.ids import Digest, PeerId, RequestId, SessionId
+from meshnode.options import Grammar
 from meshnode.ports import Lane, LinkDown, LinkUp, Work
 
 # -------------------------------------------------------------------------------------------------------------- events
@@ -58,16 +59,18 @@ class Durable:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A turn's text as token ids."""
+    """A turn's text as token ids, or why it cannot be one: the chat template's or the grammar's fault."""
 
     session: SessionId
     request: RequestId
     ids: tuple[int, ...]
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The engine ran one Work. `piece` is the text that `token` completes, empty inside a character."""
+    """The engine ran one Work. What is said with `token`, as in sessions/speech.py: `piece` now, `rest` if the answer
+    ends here. `top`: (token, text, logprob) of the likeliest, if the sampling asked for them."""
 
     session: SessionId
     load: int
@@ -75,6 +78,11 @@ class Stepped:
     """Tokens in the engine after the step."""
     token: int | None
     piece: str
+    rest: str = ""
+    whole: bool = True
+    stopped: bool = False
+    logprob: float | None = None
+    top: tuple[tuple[int, str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +276,7 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Turn text into ids; answered by Encoded."""
+    """Turn text into ids, and see whether the grammar can be followed; answered by Encoded."""
 
     session: SessionId
     request: RequestId
@@ -276,17 +284,20 @@ class Encode:
     system: str | None
     first: bool
     closed: bool
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One engine step; answered by Stepped or Faulted, with the same `load`: which time this node loads the session, so
-    that an answer from before a deposition is not taken for a new one. `pending`: last ids whose text is incomplete."""
+    that an answer from before a deposition is not taken for a new one. `pending`, `told`: as in the transcript."""
 
     session: SessionId
     load: int
     work: Work
     pending: tuple[int, ...]
+    told: int = 0
+    stops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

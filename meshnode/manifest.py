@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from meshnode import errors, forms
+from meshnode import errors, forms, options
+from meshnode.options import Biases, Grammar, Stops
 
 CONTEXT_TOKENS_MAX = 1 << 20
 REPLICAS_MAX = 6
@@ -135,8 +136,25 @@ class Agent:
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
+    """Only the k best tokens; 0 is all."""
     top_p: float = 1.0
+    """Only the fewest best tokens that have this probability together."""
+    min_p: float = 0.0
+    """Only tokens with this share of the best one's probability."""
+    repetition_penalty: float = 1.0
+    """Divides the odds of every token that stands in the context; 1 is none."""
+    presence_penalty: float = 0.0
+    """Taken once from every token that the answer has said."""
+    frequency_penalty: float = 0.0
+    """Taken from a token for each time that the answer has said it."""
+    logit_bias: Biases = ()
     seed: int = 0
+    logprobs: int | None = None
+    """How many alternatives to tell of beside each token's log probability; None tells neither."""
+    stop: Stops = ()
+    """An answer ends before the first of these."""
+    grammar: Grammar | None = None
+    """What every answer must look like."""
     max_tokens: int = 512
     """Tokens of one answer, unless a turn says less."""
 
@@ -171,7 +189,8 @@ def class_fits(wanted: str, served: str) -> bool:
 
 def problems(manifest: Manifest) -> list[str]:
     """Every bound that this manifest breaks, in words."""
-    return [words for holds, words in _RULES if not holds(manifest)]
+    found = [words for holds, words in _RULES if not holds(manifest)]
+    return found + [f"agent.{words}" for words in options.problems(manifest.agent)]
 
 
 _RULES: tuple[tuple[Callable[[Manifest], bool], str], ...] = (
@@ -206,10 +225,6 @@ _RULES: tuple[tuple[Callable[[Manifest], bool], str], ...] = (
     (lambda m: m.scaling.keep_cold_s >= 0, "scaling.keep_cold_s: must be 0 or more"),
     (lambda m: 0.0 <= m.verification.audit_rate <= 1.0, "verification.audit_rate: must be 0 to 1"),
     (lambda m: m.verification.tokens_per_s_min >= 0.0, "verification.tokens_per_s_min: must be 0 or more"),
-    (lambda m: 0.0 <= m.agent.temperature <= 10.0, "agent.temperature: must be 0 to 10"),
-    (lambda m: m.agent.top_k >= 0, "agent.top_k: must be 0 (all) or more"),
-    (lambda m: 0.0 < m.agent.top_p <= 1.0, "agent.top_p: must be above 0 and at most 1"),
-    (lambda m: 0 <= m.agent.seed < 2**63, "agent.seed: must be 0 to 2^63-1"),
     (
         lambda m: 1 <= m.agent.max_tokens <= m.characteristics.context_tokens,
         "agent.max_tokens: must be 1 to characteristics.context_tokens",

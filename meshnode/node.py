@@ -22,6 +22,7 @@ from meshnode.snapshots import store
 from meshnode.wire import keys
 
 if TYPE_CHECKING:  # a node that hosts nothing needs nothing of what these import
+    from meshnode.host import ThreadEngine
     from meshnode.models import stock
     from meshnode.models import store as models
 
@@ -93,7 +94,9 @@ async def run(
         _replay(brain, book, pages)
         hot_bytes = settings.hot_mib * config.MIB
         journalist = observe.Journalist(trio.current_time())
-        body = hands.Hands(engine, tokenizer, pages, hands.in_thread(), brain.sessions.admits, hot_bytes=hot_bytes)
+        body = hands.Hands(
+            engine, tokenizer, pages, hands.in_thread(), brain.sessions.admits, grammars=engine, hot_bytes=hot_bytes
+        )
         writer = journal.JournalWriter(book)
         stock = _stock(settings)
         giver = freight.Giver(stock, hands.in_thread()) if stock is not None else None
@@ -127,7 +130,7 @@ async def run(
 @contextlib.asynccontextmanager
 async def _engine(
     settings: config.Node, spill_folder: Path, progress: Progress
-) -> AsyncIterator[tuple[ports.Engine | None, ports.Tokenizer | None]]:
+) -> AsyncIterator[tuple[ThreadEngine | None, ports.Tokenizer | None]]:
     """Model, engine and tokenizer; nothing of it on a node that hosts no sessions."""
     if not settings.host:
         yield None, None

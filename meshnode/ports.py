@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from meshnode.ids import Digest, PeerId, SessionId
+from meshnode.options import Biases, Grammar
 
 if TYPE_CHECKING:  # the port speaks of trio's channels; the pure layers never run them
     import trio
@@ -91,15 +92,45 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is drawn: a pure function of (logits, seed, position), so it is the same on every host."""
+    """How a token is drawn: a pure function of (logits, seed, position, context), so it is the same on every host.
+
+    In this order: `repetition_penalty`, `presence_penalty` and `frequency_penalty`, `logit_bias`, `grammar`,
+    `temperature`, `top_k`, `top_p`, `min_p`, and the draw. What a field does is said in engine/sampler.py.
+    """
 
     seed: int = 0
-    """64 bits; a fork or one of n has its own."""
+    """63 bits; a fork or one of n has its own (options.branch_seed)."""
     temperature: float = 0.0
     """0 is greedy."""
     top_k: int = 0
     """0 keeps all."""
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Biases = ()
+    logprobs: int | None = None
+    """Alternatives to tell of beside the token's own log probability; None tells neither."""
+    grammar: Grammar | None = None
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token whose sampling asked for log probabilities: natural, of the model itself (before penalties, biases,
+    grammar and temperature), rounded to six decimals, since the last bits of exp() are the machine's."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """(token, logprob) of the likeliest, best first."""
+
+
+Answer = int | Drawn | None
+"""A drawn token, with its log probabilities if those were asked for; None if nothing was drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +145,9 @@ class Work:
     domain: bytes = b""
     """Who may find this session's pages, and whose pages it may find: sessions of one domain share what they have in
     common. Empty: the session's own id, which its forks name. Taken at position 0 and kept from then on."""
+    answer_from: int = 0
+    """Where in the context the answer begins: the tokens from there on were drawn for it, and are what a grammar has
+    seen and what the presence and frequency penalties count. 0: none of it is said yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +185,7 @@ class Engine(Protocol):
 
     card: EngineCard
 
-    async def step(self, batch: Sequence[Work]) -> list[int | None]:
+    async def step(self, batch: Sequence[Work]) -> list[Answer]:
         """Run the batch once; one drawn token (or None) each. Raises EngineError, leaving other sessions alone."""
 
     async def export(self, session: SessionId, page_index: int) -> bytes:
@@ -169,6 +203,13 @@ class Engine(Protocol):
 
     def memory_free(self) -> int:
         """Bytes of KV that could be taken now without harm to any session."""
+
+
+class Grammars(Protocol):
+    """Who judges a grammar before its turn enters the log; the engine that will be held to it, as a rule."""
+
+    async def check(self, grammar: Grammar) -> None:
+        """Raises EngineError with the reason if no answer could satisfy it, or if it takes too much to follow."""
 
 
 class Tokenizer(Protocol):

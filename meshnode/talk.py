@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import trio
 
-from meshnode import client, errors, ids, manifest, shown
+from meshnode import client, errors, forms, ids, manifest, shown
 from meshnode.sessions.attach import Lost, Moved
 
 out, err = shown.out, shown.err
 
 
 def run(
-    bootstrap: list[str], wants: manifest.Manifest, turns: list[str] | None, max_tokens: int, as_json: bool
+    bootstrap: list[str], wants: manifest.Manifest, turns: list[str] | None, asked: Mapping[str, Any], as_json: bool
 ) -> None:
-    """Talk until the input ends, or ask `turns` and end. Raises Refused, ConfigError."""
-    trio.run(_talk, bootstrap, wants, turns, max_tokens, as_json)
+    """Talk until the input ends, or ask `turns` and end. `asked`: as client.Session.say takes them, for every turn.
+    Raises Refused, ConfigError."""
+    trio.run(_talk, bootstrap, wants, turns, asked, as_json)
 
 
 async def _talk(
-    bootstrap: list[str], wants: manifest.Manifest, turns: list[str] | None, max_tokens: int, as_json: bool
+    bootstrap: list[str], wants: manifest.Manifest, turns: list[str] | None, asked: Mapping[str, Any], as_json: bool
 ) -> None:
     async with client.connect(bootstrap) as mesh, mesh.session(wants) as session:
         if not as_json:
@@ -34,7 +35,7 @@ async def _talk(
                 nursery.start_soon(_tell_moves, mesh, session)
             async for text in _turns(turns):
                 try:
-                    answer = await _answer(session, text, max_tokens, quiet=as_json)
+                    answer = await _answer(session, text, asked, quiet=as_json)
                 except errors.Refused as refused:
                     if turns is not None:
                         raise
@@ -69,22 +70,26 @@ async def _turns(given: list[str] | None) -> AsyncIterator[str]:
             yield line.strip()
 
 
-async def _answer(session: client.Session, text: str, max_tokens: int, *, quiet: bool) -> dict[str, Any]:
+async def _answer(session: client.Session, text: str, asked: Mapping[str, Any], *, quiet: bool) -> dict[str, Any]:
     """Stream one answer; Ctrl-C ends the answer and not the chat."""
     said: list[str] = []
+    chances: list[dict[str, Any]] = []
     count = 0
     with trio.open_signal_receiver(signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_interrupt, signals, nursery.cancel_scope)
-            async for token in session.say(text, max_tokens=max_tokens):
+            async for token in session.say(text, **asked):
                 count += 1
                 said.append(token.text)
+                if token.logprob is not None:
+                    chances.append({"id": token.id, "logprob": token.logprob, "top": forms.write(token.top)})
                 if not quiet:
                     print(token.text, end="", flush=True)
             nursery.cancel_scope.cancel()
     if not quiet:
         print(flush=True)
-    return {"answer": "".join(said), "tokens": count, "end": session.end_reason}
+    found = {"answer": "".join(said), "tokens": count, "end": session.end_reason}
+    return found | {"logprobs": chances} if chances else found
 
 
 async def _interrupt(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

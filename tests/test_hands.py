@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import trio
 import trio.testing
 
-from meshnode import hands, ports
+from meshnode import errors, hands, options, ports
 from meshnode.ids import SessionId
 from meshnode.machine import (
     Encode,
@@ -24,7 +24,9 @@ from meshnode.machine import (
     Stepped,
     Unload,
 )
-from meshnode.ports import Lane, Sampling, Work
+from meshnode.ports import GREEDY, Lane, Sampling, Work
+from meshnode.sessions.messages import Token, Turn
+from meshnode.sessions.transcript import Transcript
 from meshnode.sim import fakes
 from meshnode.snapshots import chain, disk, frames, store
 from tests.sessions import cases
@@ -56,7 +58,9 @@ class Body:
         self.disk = files or disk.MemoryDisk()
         self.pages = store.PageStore(self.disk)
         self.admitted: list[int] = []
-        self.hands = hands.Hands(self.engine, fakes.HashTokenizer(), self.pages, hands.at_once, self._gate)
+        self.hands = hands.Hands(
+            self.engine, fakes.HashTokenizer(), self.pages, hands.at_once, self._gate, grammars=self.engine
+        )
         self.wire = Wire()
         self.events: list[Event] = []
 
@@ -85,8 +89,8 @@ class Body:
         return Restore(cases.SESSION, load, self.addresses, tuple(TOKENS[:32]), b"")
 
 
-def step(position: int, feed: Sequence[int], *, draw: bool = True, pending: tuple[int, ...] = ()) -> Step:
-    return Step(cases.SESSION, 1, Work(cases.SESSION, position, tuple(feed), Sampling() if draw else None), pending)
+def step(position: int, feed: Sequence[int], *, draw: bool = True, sampling: Sampling = GREEDY) -> Step:
+    return Step(cases.SESSION, 1, Work(cases.SESSION, position, tuple(feed), sampling if draw else None), ())
 
 
 async def test_acts_of_a_session_run_in_their_order() -> None:
@@ -133,16 +137,20 @@ class Speaker(fakes.HashEngine):
         return [self.says.pop(0)]
 
 
-async def spoken(says: bytes) -> list[str]:
+async def spoken(says: bytes, *stops: str) -> list[str]:
+    """What the log would show of these bytes, one a token, until a stop string ends them."""
     body = Body(Speaker(says))
     body.hands.tokenizer = Letters()
     pieces: list[str] = []
-    pending: list[int] = []
+    of = Transcript([Turn(cases.request(1), (1,), 99)])
     for byte in says:
-        (event,) = await body.do(step(0, [1], pending=tuple(pending)))
+        work = Work(cases.SESSION, 0, (1,), GREEDY)
+        (event,) = await body.do(Step(cases.SESSION, 1, work, tuple(of.pending), of.told, stops))
         assert event.token == byte
         pieces.append(event.piece)
-        pending = [] if event.piece else [*pending, byte]
+        of.add(Token(byte, event.piece, not event.whole))
+        if event.stopped:
+            break
     return pieces
 
 
@@ -155,6 +163,45 @@ async def test_bytes_that_never_become_a_character_are_said_in_the_end() -> None
     assert pieces[:3] == ["", "", ""]
     assert pieces[3] == "\ufffd" * 4
     assert pieces[4] == "a"
+
+
+async def test_an_answer_stops_before_a_stop_string_and_says_what_only_began_one() -> None:
+    assert await spoken(b"abEND", "END") == ["a", "b", "", "", ""]
+    assert await spoken(b"aENENDx", "END") == ["a", "", "", "EN", "", ""]
+    assert "".join(await spoken("grüß dich".encode(), "ß")) == "grü"
+
+
+async def test_log_probabilities_come_with_the_text_of_each_alternative() -> None:
+    body = Body()
+    (event,) = await body.do(step(0, TOKENS, sampling=Sampling(logprobs=2)))
+    assert event.logprob == -0.5
+    assert event.top == ((event.token, chr(event.token), -0.5), (event.token + 1, chr(event.token + 1), -1.5))
+
+
+async def test_a_grammar_is_judged_before_its_turn_has_ids() -> None:
+    def encode(grammar: options.Grammar) -> Encode:
+        return Encode(cases.SESSION, cases.request(1), "hi", None, True, False, grammar)
+
+    good = options.Grammar(options.GrammarKind.REGEX, "a+")
+    bad = options.Grammar(options.GrammarKind.REGEX, "(")
+    body = Body()
+    taken, refused = await body.do(encode(good), encode(bad))
+    assert (taken.refusal, bool(taken.ids)) == ("", True)
+    assert (refused.refusal[:8], refused.ids) == ("grammar:", ())
+    body.hands.grammars = None
+    (refused,) = await body.do(encode(good))
+    assert "cannot be held" in refused.refusal
+
+
+async def test_a_turn_that_the_chat_template_has_no_place_for_is_refused_and_the_node_lives() -> None:
+    class Strict(Letters):
+        def turn(self, text: str, *, system: str | None, first: bool, closed: bool) -> list[int]:
+            raise errors.EngineError("no place for a system text")
+
+    body = Body()
+    body.hands.tokenizer = Strict()
+    (refused,) = await body.do(Encode(cases.SESSION, cases.request(1), "hi", "teach", True, False))
+    assert refused == Encoded(cases.SESSION, cases.request(1), (), "no place for a system text")
 
 
 async def test_a_turn_is_encoded_with_its_system_text_at_first_only() -> None:

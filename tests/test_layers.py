@@ -22,7 +22,7 @@ EDGES = {
     "shown", "freight", "obtain", "commands", "models_cli",
 }  # fmt: skip
 """Packages and files that meet the world. All others are pure, and so are some files of the engine."""
-PURE_IN_EDGES = {"engine.pages", "engine.prefix", "engine.memory", "engine.batcher", "engine.sampler"}
+PURE_IN_EDGES = {"engine.pages", "engine.prefix", "engine.memory", "engine.batcher", "engine.sampler", "engine.drawing"}
 IMPURE = {
     "asyncio", "datetime", "fcntl", "libp2p", "multiaddr", "os", "secrets", "socket", "subprocess", "threading", "time",
     "torch", "trio", "uuid",
@@ -106,7 +106,7 @@ def test_an_agent_can_import_its_layers_without_torch() -> None:
 def test_the_sdk_imports_without_what_only_nodes_need() -> None:
     code = """
 import sys
-for name in ("torch", "numpy", "zstandard", "gguf", "safetensors", "tokenizers", "jinja2"):
+for name in ("torch", "numpy", "zstandard", "gguf", "safetensors", "tokenizers", "jinja2", "llguidance"):
     sys.modules[name] = None  # importing it raises ImportError
 import meshnode.client, meshnode.net.libp2p
 """

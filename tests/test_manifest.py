@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode import errors, forms, manifest
+from meshnode import errors, forms, manifest, options
 from meshnode.sessions import timers
 from meshnode.wire import cbor, envelope, schema
 from meshnode.wire.award import MANIFEST_BYTES_MAX, Invitation
@@ -37,6 +37,27 @@ BROKEN: list[tuple[str, Any]] = [
     ("agent.temperature", float("nan")),
     ("agent.top_k", -1),
     ("agent.top_p", 0.0),
+    ("agent.min_p", 1.0),
+    ("agent.min_p", -0.1),
+    ("agent.repetition_penalty", 0.0),
+    ("agent.repetition_penalty", 10.5),
+    ("agent.presence_penalty", -2.5),
+    ("agent.frequency_penalty", 2.5),
+    ("agent.frequency_penalty", float("inf")),
+    ("agent.logit_bias", [{"token": 1, "amount": 1.0}] * 301),
+    ("agent.logit_bias", [{"token": 1, "amount": 100.5}]),
+    ("agent.logit_bias", [{"token": -1, "amount": 1.0}]),
+    ("agent.logit_bias", [{"token": 1, "amount": 1.0}, {"token": 1, "amount": 2.0}]),
+    ("agent.logprobs", 21),
+    ("agent.logprobs", -1),
+    ("agent.stop", ["a"] * 5),
+    ("agent.stop", [""]),
+    ("agent.stop", ["a" * 65]),
+    ("agent.stop", ["\ud800"]),
+    ("agent.grammar", {"kind": "json", "text": ""}),
+    ("agent.grammar", {"kind": "json", "text": "ä" * (16 << 10) + "x"}),
+    ("agent.grammar", {"kind": "json", "text": "\ud800"}),
+    ("agent.grammar", {"kind": "gbnf", "text": "x"}),
     ("agent.seed", 2**63),
     ("agent.seed", -1),
     ("agent.max_tokens", 0),
@@ -65,6 +86,7 @@ def test_each_bound_is_refused_with_its_field(path: str, value: object) -> None:
 
 def test_every_rule_of_the_contract_is_broken_by_some_case() -> None:
     words = {words.partition(":")[0] for _, words in manifest._RULES}
+    words |= {f"agent.{words.partition(':')[0].partition('.')[0]}" for _, words in options._RULES}
     assert words - {path for path, _ in BROKEN} == set()
 
 
@@ -97,7 +119,20 @@ manifests = st.builds(
     st.builds(manifest.Characteristics, st.sampled_from(manifest.Kind), whole, whole),
     st.builds(manifest.Placement, st.text(max_size=3), st.just(b"") | st.binary(min_size=32, max_size=32)),
     st.builds(manifest.Migration, st.booleans(), whole, st.integers(-1, 8), st.integers(-1, 8)),
-    agent=st.builds(manifest.Agent, st.text(max_size=9), st.floats(-1, 11), st.integers(-1, 99), st.floats(0, 1.1)),
+    agent=st.builds(
+        manifest.Agent,
+        st.text(st.characters(codec="utf-8"), max_size=9),
+        *(st.floats(-1, 11), st.integers(-1, 99), st.floats(0, 1.1), st.floats(0, 1.1), st.floats(0.1, 9)),
+        logit_bias=st.lists(st.builds(options.Bias, st.integers(0, 9), st.floats(-9, 9)), max_size=3).map(tuple),
+        logprobs=st.none() | st.integers(0, 20),
+        stop=st.lists(st.text(st.characters(codec="utf-8"), max_size=3), max_size=4).map(tuple),
+        grammar=st.none()
+        | st.builds(
+            options.Grammar,
+            st.sampled_from(options.GrammarKind),
+            st.text(st.characters(codec="utf-8"), max_size=9),
+        ),
+    ),
 )
 
 
@@ -114,7 +149,12 @@ def test_a_manifest_that_holds_means_the_same_in_words_and_on_the_wire(value: ma
 
 def test_the_largest_manifest_that_holds_can_be_sent() -> None:
     largest = {
-        "agent": {"system": "\U0001f600" * (manifest.TEXT_BYTES_MAX // 4)},
+        "agent": {
+            "system": "\U0001f600" * (manifest.TEXT_BYTES_MAX // 4),
+            "grammar": {"kind": "regex", "text": "x" * options.GRAMMAR_BYTES_MAX},
+            "logit_bias": [{"token": (1 << 24) - n, "amount": 0.123456789} for n in range(options.BIASES_MAX)],
+            "stop": ["\U0001f600" * options.STOP_CHARS_MAX] * options.STOPS_MAX,
+        },
         "placement": {"zones": ["z" * 32] * 16},
     }
     sealed = envelope.seal(cases.AGENT, Invitation(cases.SESSION, manifest.read(largest)))

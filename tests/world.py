@@ -7,6 +7,7 @@ follow.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from typing import Any
 
 import trio
 
-from meshnode import client, config, driver, hands, journal, manifest, peer
+from meshnode import client, config, driver, hands, journal, manifest, options, peer, ports
 from meshnode.ids import PeerId
 from meshnode.machine import Effect, Introduced, Note
 from meshnode.net import memory
@@ -118,7 +119,13 @@ class World:
         writer = journal.JournalWriter(machine.journal)
         tokenizer = fakes.HashTokenizer()
         body = hands.Hands(
-            engine if hosts else None, tokenizer, pages, hands.at_once, brain.sessions.admits, hot_bytes=4096
+            engine if hosts else None,
+            tokenizer,
+            pages,
+            hands.at_once,
+            brain.sessions.admits,
+            grammars=engine,
+            hot_bytes=4096,
         )
         pump = machine.driver = driver.Driver(
             _Watched(brain, self._note_step),
@@ -179,15 +186,19 @@ async def pass_time(seconds: float) -> None:
     await trio.sleep(seconds)
 
 
-def expected(wants: manifest.Manifest, text: str, count: int) -> list[int]:
-    """What an undisturbed engine says to the first turn of a session: ids, the last one the end of turn."""
+def expected(wants: manifest.Manifest, text: str, count: int, **asked: Any) -> list[int]:
+    """What an undisturbed engine says to the first turn of a session: ids, the last one the end of turn. `asked`: as in
+    client.Session.say."""
     engine = fakes.HashEngine(eos_after=60)
-    sampling = fakes.ports.Sampling(wants.agent.seed, wants.agent.temperature, wants.agent.top_k, wants.agent.top_p)
+    agent = options.over(wants.agent, options.read(asked)[0])
+    sampling = ports.Sampling(
+        **{field.name: getattr(agent, field.name) for field in dataclasses.fields(ports.Sampling)}
+    )
     system = wants.agent.system or None
     context = fakes.HashTokenizer().turn(text, system=system, first=True, closed=False)
     said: list[int] = []
     while len(said) < count:
-        token = engine._draw(context, sampling)
+        token = engine._draw(context, sampling, len(context) - len(said) if said else 0)
         said.append(token)
         context.append(token)
         if token in engine.card.eos:

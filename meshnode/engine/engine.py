@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from meshnode import errors, ids, ports
-from meshnode.engine import batcher, memory, pages, prefix, recipes, sampler
+from meshnode.engine import batcher, drawing, grammar, memory, pages, prefix, recipes, sampler
 
 PATIENCE_PASSES = 64
 """So many passes a job waits for memory before a session in the middle of an answer has to make room for it. More: new
 sessions wait longer when memory is short. Fewer: two that do not fit together are read and written more than they run.
 """
 
-Answer = int | None | errors.EngineError
+Answer = ports.Answer | errors.EngineError
 
 
 @dataclass(slots=True)
@@ -58,15 +58,20 @@ class TorchEngine:
         *,
         name: str,
         digest: ids.Digest,
+        grammars: grammar.Grammars | None = None,
         spill: memory.Spill | None = None,
         limits: batcher.Limits | None = None,
         idle_bytes_max: int | None = None,
     ) -> None:
-        """Without `spill`, sessions that do not fit are refused. `idle_bytes_max` bounds the pages that are kept for
-        nobody in particular; None keeps them until memory is wanted."""
+        """Without `spill`, sessions that do not fit are refused; without `grammars`, answers that shall follow one.
+        `idle_bytes_max` bounds the pages that are kept for nobody in particular; None keeps them until memory is
+        wanted."""
         of = recipe.shape
         self._pool = recipe.pool
         self._llama = recipe.model
+        self._drawer = drawing.Drawer(grammars)
+        self.grammars = grammars
+        """Knows the tokens' bytes."""
         self.card = ports.EngineCard(
             model=name,
             model_digest=digest,
@@ -111,7 +116,8 @@ class TorchEngine:
         """
         limits = limits or batcher.Limits()
         recipe = recipes.load(folder, numeric_class, memory_bytes, threads=threads, rows_max=limits.rows_max)
-        return cls(recipe, name=name, digest=digest, spill=spill, limits=limits)
+        grammars = grammar.Grammars.load(folder, recipe.shape.vocabulary, recipe.shape.eos)
+        return cls(recipe, name=name, digest=digest, grammars=grammars, spill=spill, limits=limits)
 
     # ----------------------------------------------------------------------------------------------------------- jobs
 
@@ -171,6 +177,7 @@ class TorchEngine:
         self._end_jobs(session, "the session was dropped")
         self.batcher.rests(session)
         self._memory.drop(session)
+        self._drawer.forget(session)
 
     def memory_free(self) -> int:
         """Pages kept for whoever comes count as free: they go when they are wanted."""
@@ -284,10 +291,14 @@ class TorchEngine:
         work = job.work
         assert work.sampling is not None
         try:
-            token = sampler.draw(logits, work.sampling, work.position + len(work.feed))
-        except errors.EngineError as error:
+            tokens = self._memory.tokens(work.session)
+            answer = self._drawer.draw(work.session, logits, work.sampling, tokens, work.answer_from)
+        except sampler.NotFinite as error:
             self._memory.poisoned(work.session)
             return error
+        except errors.EngineError as error:
+            return error
+        token = answer.token if isinstance(answer, ports.Drawn) else answer
         if token in self.card.eos:
             self.batcher.rests(work.session)
-        return token
+        return answer

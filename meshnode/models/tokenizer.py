@@ -26,6 +26,8 @@ from meshnode.models import gguf
 # Private-use letters: no template contains them, and they stand in the frame only, never in what is encoded.
 _USER, _SYSTEM, _SAID = "\ue001", "\ue002", "\ue003"
 
+_LEAD = "a"
+
 
 class ChatTokenizer:
     """The Tokenizer port over a converted model's folder."""
@@ -42,6 +44,9 @@ class ChatTokenizer:
             raise errors.StoreError(f"the model's tokenizer cannot be read: {error}") from None
         self._marks = re.compile("(" + "|".join(re.escape(mark) for mark in sorted(self._special, key=len)[::-1]) + ")")
         self._numbers = frozenset(self._special.values())
+        self._lead = self._encode(_LEAD)
+        if self._words.decode(self._lead, skip_special_tokens=False) != _LEAD:
+            self._lead = []  # no such letter in its vocabulary
         self._frames = _frames(template, self._special, self._eos, named)
 
     def turn(self, text: str, *, system: str | None, first: bool, closed: bool) -> list[int]:
@@ -62,7 +67,10 @@ class ChatTokenizer:
         return found
 
     def text(self, ids: Sequence[int]) -> str:
-        return self._words.decode([token for token in ids if token not in self._numbers], skip_special_tokens=False)
+        """See ports.Tokenizer. Behind a letter that is taken off again: sentencepiece's decoders drop the first space
+        of what they are given, and an answer that is decoded in pieces would lose all that it has."""
+        kept = [token for token in ids if token not in self._numbers]
+        return self._words.decode([*self._lead, *kept], skip_special_tokens=False)[len(self._lead and _LEAD) :]
 
     def _encode(self, text: str) -> list[int]:
         return list(self._words.encode(text, add_special_tokens=False).ids)

@@ -192,7 +192,7 @@ class Attachment:
     def _deliver(self, change: Change) -> list[Effect]:
         item: Item | None = None
         match change:
-            case Turn(request, _, _):
+            case Turn(request):
                 self._turn = request
                 self._asked.pop((Message, request), None)
             case Token() if self._turn is not None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.machine import Effect, Restore, Ship, Step, Stepped
-from meshnode.ports import EngineCard, Sampling, Work
+from meshnode.ports import EngineCard, Work
 from meshnode.sessions import messages
-from meshnode.sessions.messages import Change, End, Token
+from meshnode.sessions.messages import Alternative, Change, End, Logprobs, Token
 from meshnode.sessions.transcript import Transcript
 from meshnode.snapshots import chain, sender
 
@@ -25,18 +25,11 @@ class Hosting:
     """One session on this node's engine. It may be loaded before it is owned: restoring costs nobody a vote."""
 
     def __init__(
-        self,
-        session: SessionId,
-        load: int,
-        card: EngineCard,
-        sampling: Sampling,
-        context_tokens_max: int,
-        domain: bytes = b"",
+        self, session: SessionId, load: int, card: EngineCard, context_tokens_max: int, domain: bytes = b""
     ) -> None:
         self.session = session
         self.load = load
         self.card = card
-        self.sampling = sampling
         self.context_tokens_max = min(context_tokens_max, card.context_tokens_max)
         self.domain = domain
         """Whose pages this session may find in the engine, and who may find its own."""
@@ -99,18 +92,21 @@ class Hosting:
 
     def next_step(self, transcript: Transcript, unreleased: int) -> list[Effect]:
         """The next piece of work, if there is any and the owner is not too far ahead of its followers."""
-        if self.busy or transcript.open_turn is None or unreleased > AHEAD_MAX:
+        turn = transcript.open_turn
+        if self.busy or turn is None or unreleased > AHEAD_MAX:
             return []
         context = transcript.context
         common = self._common(context)
         feed = tuple(context[common : common + PREFILL_TOKENS_MAX])
         last = common + len(feed) == len(context)
-        work = Work(self.session, common, feed, self.sampling if last else None, self.domain)
+        answer_from = transcript.answer_from if last else 0
+        work = Work(self.session, common, feed, turn.sampling if last else None, self.domain, answer_from)
         self.loaded[common:] = feed
         self.busy = True
         if not self.drawn:
             self.recomputed += len(feed)
-        return [Step(self.session, self.load, work, tuple(transcript.pending) if last else ())]
+        pending = tuple(transcript.pending) if last else ()
+        return [Step(self.session, self.load, work, pending, transcript.told, turn.stop)]
 
     def _common(self, context: list[int]) -> int:
         """How much of the context the engine holds; at least one token is always fed again."""
@@ -126,14 +122,21 @@ class Hosting:
         turn = transcript.open_turn
         if event.token is None or turn is None or event.position != len(transcript.context):
             return []
-        changes: list[Change] = [Token(event.token, event.piece)]
+        ended = self._ended(event, transcript, turn.max_tokens)
+        if not ended:
+            return [Token(event.token, event.piece, not event.whole, _logprobs(event))]
+        # What might have begun a stop string began none; a character that broke off is never said.
+        return [Token(event.token, event.piece + event.rest, False, _logprobs(event)), End(ended)]
+
+    def _ended(self, event: Stepped, transcript: Transcript, tokens_max: int) -> str:
+        """Why the answer is over with this token, or nothing."""
         if event.token in self.card.eos:
-            changes.append(End("stop"))
-        elif transcript.said + 1 >= turn.max_tokens:
-            changes.append(End("length"))
-        elif len(transcript.context) + 1 >= self.context_tokens_max:
-            changes.append(End("context full"))
-        return changes
+            return "stop"
+        if event.stopped:
+            return "stop string"
+        if transcript.said + 1 >= tokens_max:
+            return "length"
+        return "context full" if len(transcript.context) + 1 >= self.context_tokens_max else ""
 
     # --------------------------------------------------------------------------------------------------------- pages
 
@@ -165,3 +168,10 @@ class Hosting:
         """Addresses of all sealed pages, as many as one offer may name."""
         count = min(self.pages.page_count, messages.PAGES_MAX)
         return tuple(self.pages.address(index) for index in range(count))
+
+
+def _logprobs(event: Stepped) -> Logprobs | None:
+    if event.logprob is None:
+        return None
+    cut = messages.TOKEN_CHARS_MAX
+    return Logprobs(event.logprob, tuple(Alternative(token, text[:cut], chance) for token, text, chance in event.top))

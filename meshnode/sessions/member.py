@@ -15,7 +15,7 @@ from meshnode import errors
 from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.machine import Effect, Forget, Note, Persist, Restored, Send, Unload
 from meshnode.manifest import Manifest, Sharing
-from meshnode.ports import EngineCard, Lane, Sampling
+from meshnode.ports import EngineCard, Lane
 from meshnode.sessions import failover, lifecycle, messages, records, timers
 from meshnode.sessions.failover import Act
 from meshnode.sessions.hosting import Hosting
@@ -112,12 +112,10 @@ class Member:
     def _load(self) -> Hosting:
         assert self._card is not None
         self._loads += 1
-        agent = self.contract.manifest.agent
-        sampling = Sampling(agent.seed, agent.temperature, agent.top_k, agent.top_p)
         context_tokens = self.contract.manifest.characteristics.context_tokens
         shared = self.contract.manifest.migration.sharing is Sharing.TENANT
         domain = self.contract.agent if shared else b""
-        self.hosting = Hosting(self.session, self._loads, self._card, sampling, context_tokens, domain)
+        self.hosting = Hosting(self.session, self._loads, self._card, context_tokens, domain)
         return self.hosting
 
     def _serve(self, now: float, epoch: int) -> list[Effect]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from meshnode.ids import Digest, PeerId, RequestId, SessionId
+from meshnode.options import AS_THE_MANIFEST, TOP_LOGPROBS_MAX, Options, Stops
+from meshnode.ports import GREEDY, Sampling
 from meshnode.wire import schema
 from meshnode.wire.schema import Max
 
@@ -14,6 +16,8 @@ TURN_TOKENS_MAX = 1 << 16
 ENTRY_BYTES_MAX = 384 << 10
 ENTRIES_MAX = 256
 PAGES_MAX = 1 << 13
+TOKEN_CHARS_MAX = 256
+"""Of the text of a token that was not drawn; longer ones are cut."""
 
 Reasons = Annotated[tuple[Annotated[str, Max(512)], ...], Max(64)]
 Epoch = Annotated[int, Max(1 << 40)]
@@ -63,15 +67,17 @@ class Notify:
     released: Seq
 
 
-@schema.message(34)
+@schema.message(39)
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A user turn. The id is the client's: a repeat gets the recorded answer."""
+    """A user turn. The id is the client's: a repeat gets the recorded answer. (34 was this without options.)"""
 
     session: SessionId
     request: RequestId
     text: Annotated[str, Max(TURN_CHARS_MAX)]
     max_tokens: Annotated[int, Max(1 << 20)]
+    """0 is the manifest's."""
+    options: Options = AS_THE_MANIFEST
 
 
 @schema.message(35)
@@ -225,29 +231,53 @@ class Opened:
     host: PeerId
 
 
-@schema.message(62)
+@schema.message(66)
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A user turn as token ids, chat template included."""
+    """A user turn as token ids, chat template included, and how its answer is drawn: a later host must draw as this one
+    does. (62 was this without the last two.)"""
 
     request: RequestId
     ids: Annotated[tuple[Annotated[int, Max(1 << 24)], ...], Max(TURN_TOKENS_MAX)]
     max_tokens: Annotated[int, Max(1 << 20)]
+    sampling: Sampling = GREEDY
+    stop: Stops = ()
 
 
-@schema.message(63)
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have been drawn."""
+
+    id: Annotated[int, Max(1 << 24)]
+    text: Annotated[str, Max(TOKEN_CHARS_MAX)]
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """What the model gave the drawn token, and the likeliest, best first."""
+
+    logprob: float
+    top: Annotated[tuple[Alternative, ...], Max(TOP_LOGPROBS_MAX)]
+
+
+@schema.message(67)
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token, and the text that it completes."""
+    """One generated token, and the text that may be said with it. (63 was this without the last two.)"""
 
     id: Annotated[int, Max(1 << 24)]
     piece: Annotated[str, Max(1024)]
+    held: bool = False
+    """Some of the text so far is still to come: the inside of a character, or what may begin a stop string."""
+    logprobs: Logprobs | None = None
 
 
 @schema.message(64)
 @dataclass(frozen=True, slots=True)
 class End:
-    """The turn is over: stop, length, interrupted, or the engine's words."""
+    """The turn is over: stop (the model ended it), stop string, length, interrupted, context full, or the engine's
+    words."""
 
     reason: Annotated[str, Max(512)]
 

@@ -8,12 +8,13 @@ engine may run ahead by a few tokens (hosting.AHEAD_MAX), which hides the round 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from meshnode import options
 from meshnode.ids import PeerId, RequestId
 from meshnode.machine import Durable, Effect, Encode, Encoded, Faulted, Note, Persist, Post, Restored, Send, Stepped
-from meshnode.manifest import Manifest
-from meshnode.ports import Lane
+from meshnode.manifest import Agent, Manifest
+from meshnode.ports import Lane, Sampling
 from meshnode.sessions import log, messages, owner, records
 from meshnode.sessions.hosting import Hosting
 from meshnode.sessions.messages import Change, Closed, End, Message, Notify, Opened, PageAck, PageOffer, Replicated
@@ -181,6 +182,8 @@ class Serving:
             return [self._denied(client, message.request, 481, "the session is over")]
         if len(self.queue) >= QUEUE_MAX:
             return [self._denied(client, message.request, 491, f"{QUEUE_MAX} turns are waiting already")]
+        if reasons := self._problems(message):
+            return [self._denied(client, message.request, 400, *reasons)]
         self.queue.append((client, message))
         return self.pump(now)
 
@@ -199,9 +202,20 @@ class Serving:
         ending: list[Change] = [End("interrupted")] if self.transcript.open_turn is not None else []
         return self.write(now, [*ending, Closed(reason)])
 
-    def _denied(self, client: PeerId, request: RequestId, status: int, reason: str) -> Effect:
-        denied = messages.Denied(self.session, request, status, (reason,))
+    def _denied(self, client: PeerId, request: RequestId, status: int, *reasons: str) -> Effect:
+        denied = messages.Denied(self.session, request, status, tuple(reason[:512] for reason in reasons))
         return Send(client, Lane.MEDIA, denied)
+
+    def _agent(self, message: Message) -> Agent:
+        """The manifest's agent table with the turn's options over it."""
+        return options.over(self.manifest.agent, message.options)
+
+    def _problems(self, message: Message) -> list[str]:
+        wanted = self._agent(message)
+        vocabulary = self.hosting.card.vocabulary
+        beyond = any(bias.token >= vocabulary for bias in wanted.logit_bias)
+        found = [f"logit_bias: the vocabulary has {vocabulary} tokens"] if beyond else []
+        return options.problems(wanted) + found
 
     # --------------------------------------------------------------------------------------------------------- engine
 
@@ -226,7 +240,8 @@ class Serving:
         first = self.transcript.turns == 0
         system = self.manifest.agent.system or None
         closed = self.transcript.eos_closed
-        return [Encode(self.session, message.request, message.text, system, first, closed)]
+        grammar = self._agent(message).grammar
+        return [Encode(self.session, message.request, message.text, system, first, closed, grammar)]
 
     def on_encoded(self, now: float, event: Encoded) -> list[Effect]:
         """The turn's ids; it enters the log unless it does not fit."""
@@ -238,6 +253,8 @@ class Serving:
         client, message = self.queue.pop(0)
         if self.transcript.closed is not None:
             return [self._denied(client, message.request, 481, "the session is over")]
+        if event.refusal:
+            return [self._denied(client, message.request, 400, event.refusal), *self.pump(now)]
         if not event.ids:
             return [self._denied(client, message.request, 400, "the turn has no tokens"), *self.pump(now)]
         room = min(self.hosting.context_tokens_max - len(self.transcript.context) - 1, messages.TURN_TOKENS_MAX)
@@ -245,7 +262,9 @@ class Serving:
             reason = f"the turn has {len(event.ids)} tokens and the context has room for {max(0, room)}"
             return [self._denied(client, message.request, 413, reason), *self.pump(now)]
         most = min(message.max_tokens or self.manifest.agent.max_tokens, room - len(event.ids) + 1)
-        turn = messages.Turn(message.request, event.ids, max(1, most))
+        wanted = self._agent(message)
+        sampling = Sampling(**{field.name: getattr(wanted, field.name) for field in fields(Sampling)})
+        turn = messages.Turn(message.request, event.ids, max(1, most), sampling, wanted.stop)
         return self.write(now, [turn]) + self.pump(now)
 
     def on_stepped(self, now: float, event: Stepped) -> list[Effect]:

@@ -15,7 +15,7 @@ from meshnode.sessions.messages import Birth, Change, Closed, End, Opened, Token
 class Transcript:
     """Fold of a log's changes."""
 
-    __slots__ = ("closed", "context", "eos_closed", "open_turn", "pending", "requests", "said", "turns")
+    __slots__ = ("closed", "context", "eos_closed", "open_turn", "pending", "requests", "said", "told", "turns")
 
     def __init__(self, changes: Sequence[Change] = ()) -> None:
         self.context: list[int] = []
@@ -25,7 +25,9 @@ class Transcript:
         self.said = 0
         """Tokens of the open turn so far."""
         self.pending: list[int] = []
-        """Last ids of the open turn whose text is not complete: the inside of a UTF-8 character."""
+        """Ids of the open turn since the last one after which no text was held back."""
+        self.told = 0
+        """Characters of their text that were said."""
         self.requests: set[RequestId] = set()
         self.turns = 0
         self.eos_closed = False
@@ -40,20 +42,32 @@ class Transcript:
         match change:
             case Birth() | Opened():
                 pass
-            case Turn(request, ids, _):
+            case Turn(request, ids):
                 self.context.extend(ids)
                 self.open_turn, self.said, self.eos_closed = change, 0, False
-                self.pending.clear()
+                self._settle()
                 self.requests.add(request)
                 self.turns += 1
-            case Token(token, piece):
+            case Token(token, piece, held):
                 self.context.append(token)
                 self.said += 1
-                self.pending = [] if piece else [*self.pending, token]
+                if held:
+                    self.pending.append(token)
+                    self.told += len(piece)
+                else:
+                    self._settle()
             case End(reason):
                 self.open_turn = None
-                self.pending.clear()
+                self._settle()
                 self.eos_closed = reason == "stop"
             case Closed(reason):
                 self.open_turn = None
                 self.closed = reason
+
+    @property
+    def answer_from(self) -> int:
+        """Where the answer begins in the context; 0 while none of it is said."""
+        return len(self.context) - self.said if self.said else 0
+
+    def _settle(self) -> None:
+        self.pending, self.told = [], 0

@@ -14,12 +14,15 @@ with. Rejected: a scripted engine (a list of tokens to say), which says the same
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
+import re
 from collections.abc import Sequence
 
 import trio
 
-from meshnode import errors, ids, ports
+from meshnode import errors, ids, options, ports
 from meshnode.snapshots import chain
 
 _TOKEN_BYTES = 4
@@ -72,9 +75,9 @@ class HashEngine:
         """Addresses of full pages that were computed here; the oldest are forgotten when they are too many."""
         self._computed = self._reused = self._steps = 0
 
-    async def step(self, batch: Sequence[ports.Work]) -> list[int | None]:
+    async def step(self, batch: Sequence[ports.Work]) -> list[ports.Answer]:
         await self._spend(batch)
-        answers: list[int | None] = []
+        answers: list[ports.Answer] = []
         fault: errors.EngineError | None = None
         for work in batch:
             try:
@@ -133,10 +136,23 @@ class HashEngine:
             seconds += self._decode_s_per_token  # one step's time, however many sessions share it
         await trio.sleep(seconds)
 
-    def _advance(self, work: ports.Work) -> int | None:
+    async def check(self, grammar: options.Grammar) -> None:
+        """Takes any grammar but one that its own notation cannot read; what is drawn does not obey it."""
+        await trio.lowlevel.checkpoint()
+        try:
+            if grammar.kind in (options.GrammarKind.JSON, options.GrammarKind.TOOLS):
+                json.loads(grammar.text)
+            elif grammar.kind is options.GrammarKind.REGEX:
+                re.compile(grammar.text)
+        except (ValueError, re.error, RecursionError) as error:
+            raise errors.EngineError(f"grammar: {error}") from None
+
+    def _advance(self, work: ports.Work) -> ports.Answer:
         known = self._contexts.get(work.session, [])
         if not 0 <= work.position <= len(known):
             raise errors.EngineError(f"position {work.position} is beyond the {len(known)} tokens held")
+        if work.sampling and not 0 <= work.answer_from <= work.position + len(work.feed):
+            raise errors.EngineError(f"the answer cannot begin at {work.answer_from}")
         if not work.feed and work.sampling:
             raise errors.EngineError("a token is drawn from what was fed, and nothing was")
         if any(not 0 <= token < self.card.vocabulary for token in work.feed):
@@ -150,12 +166,22 @@ class HashEngine:
         self._reused += reused
         self._computed += len(work.feed) - reused
         self._hold(work.session, work.position, tokens)
-        return self._draw(tokens, work.sampling) if work.sampling else None
+        if work.sampling is None:
+            return None
+        token = self._draw(tokens, work.sampling, work.answer_from)
+        if work.sampling.logprobs is None:
+            return token
+        top = tuple(((token + n) % self.card.vocabulary, -0.5 - n) for n in range(work.sampling.logprobs))
+        return ports.Drawn(token, -0.5, top)
 
-    def _draw(self, tokens: list[int], sampling: ports.Sampling) -> int:
+    def _draw(self, tokens: list[int], sampling: ports.Sampling, answer_from: int = 0) -> int:
         seed = sampling.seed if sampling.temperature > 0 else 0
         context = b"".join(token.to_bytes(_TOKEN_BYTES, "big") for token in tokens)
-        drawn = ids.digest(context, (seed % 2**64).to_bytes(8, "big"), len(tokens).to_bytes(8, "big"))
+        parts = [context, (seed % 2**64).to_bytes(8, "big"), len(tokens).to_bytes(8, "big")]
+        others = dataclasses.replace(sampling, seed=0, temperature=0.0, top_k=0, top_p=1.0, logprobs=None)
+        if others != ports.Sampling():  # a host that lost an option, or where the answer began, says something else
+            parts += [repr(others).encode(), answer_from.to_bytes(8, "big")]
+        drawn = ids.digest(*parts)
         if self._eos_after is None:
             return _END_OF_TURN if drawn[0] < 4 else 97 + drawn[1] % 26
         # Counted in the context, not in a counter: a turn must end at the same token on a host that restored it.

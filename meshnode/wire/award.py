@@ -21,10 +21,11 @@ Address = Annotated[str, Max(256)]
 Addresses = Annotated[tuple[Address, ...], Max(8)]
 
 
-@schema.message(24)
+@schema.message(26)
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """A manifest for one session, signed by the agent: whoever holds that key holds the session."""
+    """A manifest for one session, signed by the agent: whoever holds that key holds the session. (24 was this with a
+    manifest of fewer ways to draw a token.)"""
 
     session: SessionId
     manifest: Manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -243,3 +244,40 @@ async def test_a_caller_that_went_away_harms_nobody(engine: Engine) -> None:
         await engine.step([ports.Work(B, 0, PROMPT, GREEDY)])
     assert scope.cancelled_caught
     assert await said(engine, B, PROMPT, 3) == alone
+
+
+async def test_log_probabilities_come_when_they_are_asked_for(engine: ports.Engine) -> None:
+    [plain] = await engine.step([ports.Work(A, 0, PROMPT, GREEDY)])
+    [told] = await engine.step([ports.Work(A, 0, PROMPT, ports.Sampling(logprobs=3))])
+    assert isinstance(told, ports.Drawn)
+    assert told.token == plain
+    assert len(told.top) == 3
+    assert told.logprob == told.top[0][1] <= 0, "the greedy token is the likeliest"
+    assert told.top[0][0] == plain
+
+
+async def test_where_the_answer_began_decides_what_penalties_count(engine: ports.Engine) -> None:
+    strict = ports.Sampling(seed=7, temperature=0.9, frequency_penalty=2.0, presence_penalty=2.0)
+
+    async def tokens(session: ids.SessionId, starts: int) -> list[int]:
+        await engine.step([ports.Work(session, 0, PROMPT, None)])
+        works = [
+            ports.Work(session, 149, PROMPT[149:], dataclasses.replace(strict, seed=n), answer_from=starts)
+            for n in range(9)
+        ]
+        return [token for work in works for token in await engine.step([work])]
+
+    assert await tokens(A, 20) == await tokens(B, 20)
+    assert await tokens(A, 20) != await tokens(C, 140)
+
+
+async def test_an_answer_cannot_begin_behind_the_context(engine: ports.Engine) -> None:
+    with pytest.raises(errors.EngineError, match="begin"):
+        await engine.step([ports.Work(A, 0, PROMPT, GREEDY, answer_from=len(PROMPT) + 1)])
+
+
+async def test_pages_are_restored_with_the_tokens_that_they_hold(engine: ports.Engine) -> None:
+    await engine.step([ports.Work(A, 0, PROMPT, None)])
+    pages = await pages_of(engine, A, len(PROMPT))
+    with pytest.raises(errors.EngineError):
+        await engine.restore(B, PROMPT[: len(pages) * engine.card.page_tokens - 1], pages)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 
 from meshnode import ids
-from meshnode.engine import batcher, engine, memory, model, recipes, weights
+from meshnode.engine import batcher, engine, grammar, memory, model, recipes, weights
 
 SHAPE = weights.Shape(
     layers=3,
@@ -24,6 +27,7 @@ SHAPE = weights.Shape(
     eos=(299,),
 )
 MEMORY_BYTES = 1 << 23
+SPECIAL = {"<|start|>": 298, "<|end|>": 299}
 PAGE_BYTES = SHAPE.layers * 2 * 32 * SHAPE.kv_heads * SHAPE.head_dim * 2
 """Of the exact class: bf16."""
 
@@ -66,10 +70,44 @@ def poison(of: engine.TorchEngine, token: int, scale: float = float("nan")) -> f
     return before
 
 
+@functools.cache
+def grammars() -> grammar.Grammars:
+    """A vocabulary of bytes, some pairs of them, and two special tokens at its end, for words to the tokenizer."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [('"', ":"), ("{", '"'), ("}", "]"), *(("Q", letter) for letter in letters[:39])]
+    tokens = [*letters, *("".join(pair) for pair in pairs), *SPECIAL]
+    known = {token: index for index, token in enumerate(tokens)}
+    assert len(known) == SHAPE.vocabulary
+    words = tokenizers.Tokenizer(models.BPE(vocab=known, merges=pairs))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words.decoder = decoders.ByteLevel()
+    return grammar.Grammars(words.to_str(), SPECIAL, SHAPE.vocabulary, SHAPE.eos)
+
+
+def encode(text: str) -> list[int]:
+    """Ids of these bytes, no pairs."""
+    words = tokenizers.Tokenizer.from_str(grammars()._tokenizer)
+    return [words.token_to_id(letter) for byte in text.encode() for letter in (_letter(byte),)]
+
+
+def decode(tokens: Sequence[int]) -> str:
+    """The text of ids; special ones are left out."""
+    words = tokenizers.Tokenizer.from_str(grammars()._tokenizer)
+    return str(words.decode([token for token in tokens if token not in SPECIAL.values()]))
+
+
+@functools.cache
+def _letter(byte: int) -> str:
+    """How a byte-level vocabulary writes a byte: itself where it can be seen, and the rest from 256 on (GPT-2)."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return chr(byte) if byte in seen else chr(256 + [one for one in range(256) if one not in seen].index(byte))
+
+
 def make(
     numeric_class: str = "w8",
     memory_bytes: int = MEMORY_BYTES,
     loaded: weights.Weights | None = None,
+    follows: grammar.Grammars | None = None,
     spill: memory.Spill | None = None,
     limits: batcher.Limits | None = None,
     *,
@@ -81,4 +119,6 @@ def make(
     recipe = recipes.assembled(
         of, loaded or assembled(numeric_class), numeric_class, memory_bytes, threads=threads, rows_max=rows_max
     )
-    return engine.TorchEngine(recipe, name="tiny", digest=ids.digest(b"tiny"), spill=spill, limits=limits)
+    return engine.TorchEngine(
+        recipe, name="tiny", digest=ids.digest(b"tiny"), grammars=follows, spill=spill, limits=limits
+    )

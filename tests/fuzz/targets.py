@@ -16,7 +16,7 @@ from meshnode.chunks import frames, listing
 from meshnode.machine import Received, Tick
 from meshnode.ports import Lane, LinkUp
 from meshnode.wire import cbor, envelope, keys, schema
-from tests.fuzz import strangers, weights
+from tests.fuzz import grammars, strangers, weights
 from tests.sessions import cases
 from tests.wire import samples
 
@@ -133,4 +133,5 @@ TARGETS = (
     Target("chunk", decode_frame, (frames.pack(frames.ChunkFrame(_LISTING.digest, 3, b"chunk")),)),
     Target("safetensors", weights.decode_safetensors, weights.safetensors_seeds()),
     Target("gguf", weights.decode_gguf, weights.gguf_seeds()),
+    Target("grammar", grammars.decode_grammar, grammars.seeds()),
 )

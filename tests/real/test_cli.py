@@ -65,6 +65,39 @@ def test_chat_reads_turns_from_a_pipe_and_prints_json(node: Path) -> None:
     assert all(answer["end"] in ("stop", "length") for answer in answers)
 
 
+def test_an_answer_follows_a_schema_from_a_file(node: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"enum": [{"rain": True}, {"rain": False}]}))
+    options = ("--temperature", "0", "--schema", str(schema), "--logprobs", "2", "--json")
+    done = meshnode("chat", "--data", str(node), *options, "Will it rain?")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert json.loads(found["answer"]) in ({"rain": True}, {"rain": False})
+    assert found["end"] == "stop"
+    assert [len(token["top"]) for token in found["logprobs"]] == [2] * found["tokens"]
+
+
+def test_an_answer_ends_before_a_stop_string(node: Path) -> None:
+    options = ("--temperature", "0", "--regex", "one two three", "--stop", "wo th", "--json")
+    done = meshnode("chat", "--data", str(node), *options, "Count.")
+    assert json.loads(done.stdout)["answer"] == "one t", done.stderr
+    assert json.loads(done.stdout)["end"] == "stop string"
+
+
+def test_options_and_grammars_that_cannot_be_are_refused_with_every_reason(node: Path, tmp_path: Path) -> None:
+    done = meshnode("chat", "--data", str(node), "--temperature", "99", "--min-p", "2", "Hello?")
+    assert done.returncode == 1
+    assert "temperature: must be 0 to 10" in done.stderr
+    assert "min_p: must be" in done.stderr
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer", "minimum": 5, "maximum": 3}')
+    done = meshnode("chat", "--data", str(node), "--schema", str(schema), "Hello?")
+    assert done.returncode == 1
+    assert "Unsatisfiable" in done.stderr
+    done = meshnode("chat", "--data", str(node), "--schema", str(tmp_path / "none.json"), "Hello?")
+    assert "cannot be read" in done.stderr
+
+
 def test_a_manifest_that_cannot_be_met_is_refused_with_every_reason(node: Path, tmp_path: Path) -> None:
     wants = tmp_path / "wants.yaml"
     wants.write_text("placement: {model: gpt-9, zones: [moon]}\n")

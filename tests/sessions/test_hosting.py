@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from meshnode.machine import Restore, Ship, Step, Stepped
 from meshnode.ports import Sampling
-from meshnode.sessions import hosting
-from meshnode.sessions.messages import Birth, Closed, End, Opened, Token, Turn
+from meshnode.sessions import hosting, messages
+from meshnode.sessions.messages import Alternative, Birth, Closed, End, Logprobs, Opened, Token, Turn
 from meshnode.sessions.transcript import Transcript
 from meshnode.snapshots import chain
 from tests.sessions import cases
@@ -15,7 +15,7 @@ PAGE = cases.PAGE
 
 
 def fresh(context_tokens_max: int = 256) -> hosting.Hosting:
-    return hosting.Hosting(cases.SESSION, 1, cases.CARD, Sampling(), context_tokens_max)
+    return hosting.Hosting(cases.SESSION, 1, cases.CARD, context_tokens_max)
 
 
 def said(length: int, most: int = 8, *tokens: int) -> Transcript:
@@ -37,10 +37,12 @@ def test_a_transcript_is_the_fold_of_its_log() -> None:
     of = said(3, 8, 7, 8)
     assert of.context == [100, 101, 102, 7, 8]
     assert (of.said, of.turns, of.requests) == (2, 1, {cases.request(1)})
-    of.add(Token(9, ""))
-    assert of.pending == [9]
-    of.add(Token(10, "ö"))
-    assert of.pending == []
+    assert of.answer_from == 3
+    of.add(Token(9, "", held=True))
+    of.add(Token(10, "öl", held=True))
+    assert (of.pending, of.told) == ([9, 10], 2)
+    of.add(Token(11, "x"))
+    assert (of.pending, of.told) == ([], 0)
     of.add(End("stop"))
     assert (of.open_turn, of.eos_closed) == (None, True)
     of.add(End("interrupted"))
@@ -86,6 +88,48 @@ def test_a_token_enters_the_log_and_ends_the_turn_where_it_must() -> None:
     assert after(2, said(3)) == [Token(2, "a"), End("stop")]
     assert after(7, said(3, 2, 9)) == [Token(7, "a"), End("length")]
     assert after(7, said(3), room=4) == [Token(7, "a"), End("context full")]
+
+
+def test_what_may_begin_a_stop_string_is_said_only_if_the_answer_ends_otherwise() -> None:
+    def after(most: int, **said: object) -> list[object]:
+        of, transcript = fresh(), Transcript([Turn(cases.request(1), (5, 6), most, stop=("END",))])
+        assert step(of, transcript).stops == ("END",)
+        return of.stepped(Stepped(cases.SESSION, 1, 2, 7, "a", **said), transcript)
+
+    assert after(8, rest="EN", whole=False) == [Token(7, "a", held=True)]
+    assert after(1, rest="EN", whole=False) == [Token(7, "aEN"), End("length")]
+    assert after(8, stopped=True) == [Token(7, "a"), End("stop string")]
+    assert after(8, whole=False) == [Token(7, "a", held=True)], "inside a character"
+
+
+def test_a_turn_is_drawn_as_its_entry_says_and_knows_where_its_answer_began() -> None:
+    sampling = Sampling(seed=4, temperature=0.5, presence_penalty=1.0)
+    of, transcript = fresh(), Transcript([Turn(cases.request(1), (5, 6), 9, sampling)])
+    work = step(of, transcript).work
+    assert (work.sampling, work.answer_from) == (sampling, 0)
+    for change in of.stepped(Stepped(cases.SESSION, 1, 2, 7, "a"), transcript):
+        transcript.add(change)
+    assert step(of, transcript).work.answer_from == 2
+    transcript.add(End("stop string"))
+    assert not transcript.eos_closed, "no end-of-turn id stands there"
+    transcript.add(Turn(cases.request(2), (5, 6), 9))
+    assert transcript.answer_from == 0
+
+
+def test_a_prompt_that_is_recomputed_in_pieces_says_where_the_answer_began_with_the_last() -> None:
+    of, transcript = fresh(1024), said(hosting.PREFILL_TOKENS_MAX + 5, 8, 7, 8)
+    assert step(of, transcript).work.answer_from == 0, "it lies behind what this step feeds"
+    of.stepped(Stepped(cases.SESSION, 1, hosting.PREFILL_TOKENS_MAX, None, ""), transcript)
+    assert step(of, transcript).work.answer_from == hosting.PREFILL_TOKENS_MAX + 5
+
+
+def test_log_probabilities_enter_the_log_and_long_texts_are_cut() -> None:
+    of, transcript = fresh(), said(3)
+    step(of, transcript)
+    top = ((7, "a", -0.5), (8, "b" * 999, -1.5))
+    (token,) = of.stepped(Stepped(cases.SESSION, 1, 3, 7, "a", logprob=-0.5, top=top), transcript)
+    cut = Alternative(8, "b" * messages.TOKEN_CHARS_MAX, -1.5)
+    assert token == Token(7, "a", logprobs=Logprobs(-0.5, (Alternative(7, "a", -0.5), cut)))
 
 
 def test_a_token_that_was_drawn_in_vain_is_not_logged() -> None:
@@ -139,9 +183,9 @@ def test_pages_are_sealed_and_shipped_in_order_to_each_replica() -> None:
 
 
 def test_steps_and_restores_name_whom_the_session_shares_with() -> None:
-    of = hosting.Hosting(cases.SESSION, 1, cases.CARD, Sampling(), 256, b"tenant")
+    of = hosting.Hosting(cases.SESSION, 1, cases.CARD, 256, b"tenant")
     assert step(of, said(3)).work.domain == b"tenant"
-    of = hosting.Hosting(cases.SESSION, 1, cases.CARD, Sampling(), 256, b"tenant")
+    of = hosting.Hosting(cases.SESSION, 1, cases.CARD, 256, b"tenant")
     (effect,) = of.restore(list(range(9)))
     assert isinstance(effect, Restore)
     assert effect.domain == b"tenant"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode import errors, ids
+from meshnode import errors, ids, options
+from meshnode.ports import Sampling
 from meshnode.sessions import lifecycle, log, messages, records
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.messages import Closed, Entry, Opened, Token, Turn
@@ -108,7 +109,11 @@ def test_a_change_comes_out_as_it_went_in(change: messages.Change) -> None:
 
 def test_the_largest_turn_fits_an_entry_and_an_entry_a_message() -> None:
     ids_max = tuple([1 << 24] * messages.TURN_TOKENS_MAX)
-    entry = log.entry(1 << 40, Turn(cases.request(1), ids_max, 1 << 20))
+    biases = tuple([options.Bias(1 << 24, 99.123456789)] * options.BIASES_MAX)
+    grammar = options.Grammar(options.GrammarKind.LARK, "x" * options.GRAMMAR_BYTES_MAX)
+    sampling = Sampling(*[2**63 - 1, 0.123456789, 1 << 62, *[0.123456789] * 5], biases, 20, grammar)
+    stops = tuple(["􏿿" * options.STOP_CHARS_MAX] * options.STOPS_MAX)
+    entry = log.entry(1 << 40, Turn(cases.request(1), ids_max, 1 << 20, sampling, stops))
     sent = messages.Replicate(cases.SESSION, 1 << 40, 0, log.genesis(cases.SESSION), (entry,), 0, 0)
     assert schema.unpack(schema.number_of(sent), cbor.decode(cbor.encode(schema.pack(sent)))) == sent
 

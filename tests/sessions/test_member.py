@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from meshnode import errors, ids
 from meshnode.machine import Durable, Encode, Encoded, Faulted, Forget, Note, Persist, Restored, Step, Stepped, Unload
+from meshnode.options import Bias, Grammar, GrammarKind, Options
+from meshnode.ports import Sampling
 from meshnode.sessions import log, member, messages, serving
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.messages import Closed, Message, Opened, PreVote, PreVoted, Promise
@@ -318,6 +322,41 @@ def test_a_full_queue_answers_491_and_a_turn_without_room_413() -> None:
     assert (denied.status, "room for" in denied.reasons[0]) == (413, True)
     ((_, denied), *_) = cases.sent(encoded(one, 1, 0), messages.Denied)
     assert denied.status == 400
+
+
+def test_a_turn_is_drawn_as_manifest_and_turn_say_together() -> None:
+    one = host(agent={"max_tokens": 64, "temperature": 0.5, "seed": 3, "stop": ["END"]})
+    asked = Options(temperature=0.9, min_p=0.1, logprobs=2, grammar=Grammar(GrammarKind.REGEX, "a+"))
+    effects = one.serving.on_message(0.0, AGENT, Message(cases.SESSION, cases.request(1), "hi", 0, asked))
+    assert effects[-1].grammar == asked.grammar
+    step = encoded(one)[-1]
+    expected = Sampling(seed=3, temperature=0.9, min_p=0.1, logprobs=2, grammar=asked.grammar)
+    assert (step.work.sampling, step.stops) == (expected, ("END",))
+    turn = one.voter.log.changes[-1]
+    assert (turn.sampling, turn.stop) == (expected, ("END",)), "so that a later host draws as this one"
+
+
+def test_options_out_of_bounds_are_refused_with_every_reason() -> None:
+    one = host()
+    bias = (Bias(cases.CARD.vocabulary, 1.0),)
+    asked = Options(temperature=11.0, top_p=0.0, stop=("",), logit_bias=bias, presence_penalty=-3.0)
+    ((_, denied),) = cases.sent(one.serving.on_message(0.0, AGENT, replace(ask(), options=asked)))
+    assert denied.status == 400
+    assert [reason.split(":")[0] for reason in denied.reasons] == [
+        "temperature", "top_p", "presence_penalty", "stop", "logit_bias",
+    ]  # fmt: skip
+    assert one.serving.queue == []
+
+
+def test_a_grammar_that_cannot_be_followed_is_refused_and_the_next_turn_goes_on() -> None:
+    one = host()
+    one.serving.on_message(0.0, AGENT, ask())
+    one.serving.on_message(0.0, AGENT, ask(2))
+    effects = one.serving.on_encoded(0.0, Encoded(cases.SESSION, cases.request(1), (), "grammar: too deep"))
+    ((_, denied),) = cases.sent(effects, messages.Denied)
+    assert (denied.status, denied.reasons) == (400, ("grammar: too deep",))
+    assert isinstance(effects[-1], Encode)
+    assert isinstance(encoded(one, 2)[-1], Step)
 
 
 def test_an_engine_that_refuses_ends_the_turn_and_not_the_session() -> None:

@@ -84,6 +84,28 @@ async def test_unmet_constraints_are_refused_with_every_reason(autojump_clock: t
         assert "f32" in text
 
 
+async def test_a_turn_with_bad_options_is_refused_and_the_session_goes_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with world.world() as place:
+        await mesh_of(place, 3)
+        async with place.agent("a") as mesh, mesh.session(WANTS) as session:
+
+            async def refused(**asked: object) -> str:
+                with pytest.raises(errors.Refused) as caught:
+                    async for _ in session.say("Hello?", **asked):
+                        pass
+                assert caught.value.status == 400
+                return str(caught.value)
+
+            found = await refused(temperature=99, stop=["a", ""], tempo=3)
+            assert all(word in found for word in ("temperature: must be", "stop: must be", "tempo: unknown key"))
+            assert "one grammar" in await refused(regex="a", schema={})
+            assert "vocabulary" in await refused(logit_bias={100_000: 1.0})
+            assert "grammar: " in await refused(regex="(")
+            assert len([token async for token in session.say("Hello?", regex="[a-z]+", temperature=1)]) > 1
+
+
 async def test_without_peers_the_answer_comes_within_the_invite_time(autojump_clock: trio.testing.MockClock) -> None:
     async with world.world() as place:
         await place.start("a")

@@ -51,6 +51,42 @@ async def test_a_frozen_host_is_replaced_and_when_it_thaws_changes_nothing(
         assert epochs(session) == [1, 2]
 
 
+DEMANDS = {"temperature": 0.8, "seed": 5, "presence_penalty": 0.5, "logit_bias": {104: 1.5}, "regex": "[a-z]*"}
+
+
+async def test_a_new_host_draws_as_the_turn_asked(autojump_clock: trio.testing.MockClock) -> None:
+    async with world.world() as place:
+        await three(place)
+        async with place.agent("a", "b", "c") as mesh, mesh.session(WANTS) as session:
+            said: list[client.Token] = []
+            async for token in session.say(QUESTION, logprobs=2, **DEMANDS):
+                said.append(token)
+                if len(said) == 20:
+                    place.kill(place.name_of(session.host))
+        assert [token.id for token in said] == world.expected(WANTS, QUESTION, 64, **DEMANDS)
+        assert all(token.logprob == -0.5 and len(token.top) == 2 for token in said)
+        assert epochs(session) == [1, 2]
+
+
+async def test_a_stop_string_that_two_hosts_say_half_of_ends_the_answer(autojump_clock: trio.testing.MockClock) -> None:
+    text = "".join(map(chr, world.expected(WANTS, QUESTION, 59)))
+    stop = text[20:50]  # longer than a host may run ahead: when it dies, some of it is said and nothing shown
+    async with world.world() as place:
+        await three(place)
+        async with place.agent("a", "b", "c") as mesh, mesh.session(WANTS) as session:
+            said: list[client.Token] = []
+            async for token in session.say(QUESTION, stop=["nowhere", stop]):
+                said.append(token)
+                if len(said) == 30:
+                    place.kill(place.name_of(session.host))
+            assert session.end_reason == "stop string"
+            assert "".join(token.text for token in said) == text[: text.index(stop)]
+            assert len(said) == 50
+            assert epochs(session) == [1, 2]
+            second = [token.id async for token in session.say("And now?")]
+            assert len(second) > 1
+
+
 async def test_a_host_cut_from_its_voters_releases_nothing_while_another_serves(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
