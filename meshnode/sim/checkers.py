@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meshnode.ids import Digest, PeerId, SessionId
-from meshnode.machine import Durable, Effect, Received, Send
+from meshnode.machine import Durable, Effect, Received, Send, Tick
 from meshnode.sessions import hosting, messages, serving
 from meshnode.sessions.log import Log
 from meshnode.sessions.member import SUBSCRIBERS_MAX, Member
@@ -83,6 +83,8 @@ class Truth:
             effects = step()
         if type(event) is Durable:
             self._durable(process, event)
+        elif type(event) is Tick:
+            self._ticked(process)
         for session, member in process.brain.sessions.members.items():
             known = self.of(session)
             now = (member.voter.released, member.serving)
@@ -90,6 +92,11 @@ class Truth:
                 self._changed(process, known, member)
                 known.seen[process.place] = now
         return effects
+
+    def _ticked(self, process: Process) -> None:
+        for member in process.brain.sessions.members.values():
+            if member.serving is not None and not member.serving.leased(process.now_s):
+                self.marks.hit("owner without a lease")
 
     def _replicate(
         self, process: Process, ask: messages.Replicate, step: Callable[[], list[Effect]]
@@ -133,8 +140,10 @@ class Truth:
     def _changed(self, process: Process, known: Session, member: Member) -> None:
         voter, of = member.voter, member.serving
         if of is not None and known.seen.get(process.place, (0, None))[1] is not of:
-            self._opened(process, known, of)
+            self._opened(process, known, member, of)
         check(voter.released <= voter.log.last, "released is there", f"{voter.released} of {voter.log.last}")
+        if voter.released <= 1:  # the award itself: until the client has acted upon one, another may replace it
+            return
         for seq in range(len(known.released), voter.released + 1):
             known.released.append(voter.log.hash_at(seq))
         at = voter.log.hash_at(voter.released)
@@ -144,10 +153,13 @@ class Truth:
             check(voter.log.last - voter.released <= AHEAD_MAX + 4 * of.epoch, "bounds", "drawn ahead")
         check(len(member.subscribers) <= SUBSCRIBERS_MAX, "bounds", "subscribers")
 
-    def _opened(self, process: Process, known: Session, of: Any) -> None:
+    def _opened(self, process: Process, known: Session, member: Member, of: Any) -> None:
         """A node begins to own."""
-        me = (process.place, process.life)
+        # Alone, a node owns before its promise is on disk; what a crash then takes with it was told to nobody.
+        me = (process.place, process.life if member.others else 0)
         check(known.owners.setdefault(of.epoch, me) == me, "one owner an epoch", f"epoch {of.epoch}")
+        if any(place == process.place and life not in (0, process.life) for place, life in known.owners.values()):
+            self.marks.hit("restarted owner went on")
         claim = known.claims.get(process.place)
         check(claim is None or claim.promised <= of.epoch, "epochs rise", f"owns {of.epoch}, promised more")
         log: Log = of.voter.log
@@ -163,7 +175,7 @@ class Truth:
 
     # ------------------------------------------------------------------------------------------------------ what leaves
 
-    def sending(self, process: Process, message: object) -> None:
+    def sending(self, process: Process, to: PeerId, message: object) -> None:
         """A node's word leaves it: from now on it is held to it."""
         match message:
             case messages.Promise(session, epoch, True):
@@ -176,6 +188,8 @@ class Truth:
                 self._claims(self.of(session), process, epoch, epoch, matched)
             case messages.Replicated(session, epoch):
                 self._claims(self.of(session), process, epoch)
+            case messages.Gone() if any(node.peer == to for node in self.nodes):
+                self.marks.hit("end heard from another voter")
             case messages.PageAck():
                 self._page_ack(process, message)
 

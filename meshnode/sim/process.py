@@ -66,6 +66,7 @@ class Process:
         self.paused = False
         self.links: dict[tuple[PeerId, Lane], Link] = {}
         self._paused_at_us = 0
+        self.resumed_us = -NEVER_US
         self._stalled: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._ordered: dict[SessionId, deque[Effect]] = {}
         self._wake_us = NEVER_US
@@ -107,7 +108,7 @@ class Process:
         """SIGCONT: first what waited, then the Tick that is overdue."""
         if clock_stood:
             self.clock.stood(self.world.now_us - self._paused_at_us)
-        self.paused = False
+        self.paused, self.resumed_us = False, self.world.now_us
         stalled, self._stalled = self._stalled, []
         for call, given in stalled:
             if self.brain is not None:

@@ -96,7 +96,7 @@ class Client:
         self.said = []
         self._request = RequestId(self.rng.randbytes(ids.REQUEST_BYTES))
         stops = self.rng.random() < self.world.options.interrupt
-        self._interrupt_at = self.rng.randint(0, 5) if stops else -1
+        self._interrupt_at = self.rng.randint(1, 5) if stops else -1
         self._interrupted = False
         self.process.submit(agent.Say(self.session, self._request, text, 0))
         self._maybe_interrupt()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from meshnode import config, ids, journal, peer
-from meshnode.ids import PeerId, SessionId
+from meshnode.ids import PeerId, RequestId, SessionId
 from meshnode.machine import Capacity, Effect, Introduced, Note, Send
 from meshnode.sessions import messages, records, timers
 from meshnode.sim import acts, checkers, clocks, disks, faults, hashing, marks, network, workload
@@ -59,6 +59,8 @@ class World:
         self._lost: set[int] = set()
         """Places of machines that are gone for good."""
         self._starts = itertools.count(1)
+        self._asked: set[RequestId] = set()
+        """Turns that left their client once."""
 
     # ---------------------------------------------------------------------------------------------------------- making
 
@@ -108,10 +110,17 @@ class World:
             if when_us > self._end_us:
                 raise Violation("liveness", f"{BOUND_S:.0f} s after healing; {self._waiting()}")
             call(*given)
+        self._last_look()
+
+    def _last_look(self) -> None:
+        """Take the power from every node: what it has told must be on its disk now, too."""
         for node in self.nodes:
             if node.running:
                 self.crash(node, self._disk_rng)
                 self.restart(node)
+        for client in self.clients:
+            if client.process.running and any(one.stale_count for one in client.process.brain.attachments.values()):
+                self.marks.hit("stale word refused by the client")
 
     def _over(self) -> bool:
         if self.stormy or not all(client.done for client in self.clients):
@@ -239,7 +248,11 @@ class World:
         if effect.via is not None:
             self.marks.hit("through a gateway")
         if process.disk is not None:
-            self.truth.sending(process, effect.message)
+            self.truth.sending(process, effect.to, effect.message)
+        elif isinstance(effect.message, messages.Message):
+            if effect.message.request in self._asked:
+                self.marks.hit("turn asked again")
+            self._asked.add(effect.message.request)
 
     def noted(self, process: Process, note: Note) -> None:
         """A milestone."""
@@ -247,6 +260,8 @@ class World:
         match note.what:
             case "elected" if not note.detail.endswith("adopted=0"):
                 self.marks.hit("adopted another voter's entries")
+            case "deposed" if self.now_us - process.resumed_us < SECOND:
+                self.marks.hit("paused owner came back deposed")
             case "restored":
                 self.marks.hit("went on without pages" if note.detail == "pages=0" else "restored from pages")
 
