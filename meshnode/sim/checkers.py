@@ -98,9 +98,7 @@ class Truth:
             if member.serving is not None and not member.serving.leased(process.now_s):
                 self.marks.hit("owner without a lease")
 
-    def _replicate(
-        self, process: Process, ask: messages.Replicate, step: Callable[[], list[Effect]]
-    ) -> list[Effect]:
+    def _replicate(self, process: Process, ask: messages.Replicate, step: Callable[[], list[Effect]]) -> list[Effect]:
         """A receiver fences: nothing of an epoch older than it has claimed to follow changes its log."""
         member = process.brain.sessions.members.get(ask.session)
         known = self.of(ask.session)

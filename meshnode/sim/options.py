@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from meshnode import errors
 
 KINDS = ("synchronous", "interactive", "interactive", "interactive")
 NEVER = 0.0
@@ -130,7 +134,7 @@ def drawn(seed: int) -> Options:
     )
 
 
-CALMER: dict[str, object] = {
+CALMER: dict[str, Any] = {
     "loss": 0.0,
     "duplicate": 0.0,
     "reorder": False,
@@ -162,3 +166,31 @@ CALMER: dict[str, object] = {
     "replicas": 1,
 }
 """Each class of faults, off; what `shrink` tries one by one."""
+
+
+def read(words: str) -> Options:
+    """The inverse of `words`. Raises ConfigError."""
+    hint = "meshnode sim prints them as name=value name=value"
+    kinds = {field.name: type(getattr(Options(), field.name)) for field in dataclasses.fields(Options)}
+    given: dict[str, Any] = {}
+    for part in words.split():
+        name, _, value = part.partition("=")
+        if name not in kinds:
+            raise errors.ConfigError(f"{part!r} is no option of a world", hint=hint)
+        try:
+            given[name] = value == "True" if kinds[name] is bool else kinds[name](value)
+        except ValueError:
+            raise errors.ConfigError(f"{part!r} has no value that fits", hint=hint) from None
+    return Options(**given)
+
+
+def calmer(options: Options) -> Iterator[Options]:
+    """Worlds with one thing less: a node, time, a class of faults."""
+    if options.nodes > 1:
+        yield dataclasses.replace(options, nodes=options.nodes - 1)
+    for storm_s in (1.0, 2.0, 4.0, 8.0):
+        if storm_s < options.storm_s:
+            yield dataclasses.replace(options, storm_s=storm_s)
+    for name, value in CALMER.items():
+        if getattr(options, name) != value:
+            yield dataclasses.replace(options, **{name: value})

@@ -18,7 +18,7 @@ from meshnode.machine import Deliver, Note, Received, Send, Tick
 from meshnode.wire import schema
 
 _FIELD_CHARS_MAX = 40
-_CODES = {
+_CODES: dict[type, int] = {
     kind: place
     for place, kind in enumerate(
         one for _, one in sorted(vars(machine).items()) if isinstance(one, type) and dataclasses.is_dataclass(one)

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from meshnode import config, ids, journal, peer
+from meshnode import config, ids, journal, manifest, peer
 from meshnode.ids import PeerId, RequestId, SessionId
 from meshnode.machine import Capacity, Effect, Introduced, Note, Send
 from meshnode.sessions import messages, records, timers
@@ -101,7 +101,7 @@ class World:
         for client in self.clients:
             self.after(int(self._rng.uniform(0.0, 2 * BOOT_S) * SECOND), client.begin)
         self.at(int(BOOT_S * SECOND), self._storm)
-        silence_s = timers.TIMERS[workload.manifest.Kind(self.options.kind)].lost_after_s
+        silence_s = timers.TIMERS[manifest.Kind(self.options.kind)].lost_after_s
         self._end_us = int((BOOT_S + self.options.storm_s + BOUND_S + 8 * silence_s) * SECOND)
         while not self._over():
             when_us, _, call, given = heapq.heappop(self._heap)
