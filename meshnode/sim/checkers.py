@@ -58,7 +58,8 @@ class Session:
     """By place."""
     seen: dict[int, tuple[int, object]] = field(default_factory=dict)
     """By place: released and serving, when last looked at."""
-    newest: int = 0
+    released_by: int = 0
+    """Epoch of the owner that released the last of them."""
 
 
 class Truth:
@@ -80,6 +81,8 @@ class Truth:
         if type(message) is messages.Replicate:
             effects = self._replicate(process, message, step)
         else:
+            if type(message) is messages.Ack:
+                self._acknowledged(process, message)
             effects = step()
         if type(event) is Durable:
             self._durable(process, event)
@@ -92,6 +95,11 @@ class Truth:
                 self._changed(process, known, member)
                 known.seen[process.place] = now
         return effects
+
+    def _acknowledged(self, process: Process, ack: messages.Ack) -> None:
+        member = process.brain.sessions.members.get(ack.session)
+        if member is not None and member.contract.award.auction != ack.auction:
+            self.marks.hit("two awards of one session")
 
     def _ticked(self, process: Process) -> None:
         for member in process.brain.sessions.members.values():
@@ -142,6 +150,8 @@ class Truth:
         check(voter.released <= voter.log.last, "released is there", f"{voter.released} of {voter.log.last}")
         if voter.released <= 1:  # the award itself: until the client has acted upon one, another may replace it
             return
+        if voter.released >= len(known.released) and of is not None:
+            known.released_by = max(known.released_by, of.epoch)
         for seq in range(len(known.released), voter.released + 1):
             known.released.append(voter.log.hash_at(seq))
         at = voter.log.hash_at(voter.released)
@@ -162,10 +172,11 @@ class Truth:
         check(claim is None or claim.promised <= of.epoch, "epochs rise", f"owns {of.epoch}, promised more")
         log: Log = of.voter.log
         last = len(known.released) - 1
-        if last >= 0:
+        if of.epoch < known.released_by:
+            self.marks.hit("epoch begun too late")  # it can release nothing: a majority has promised a later one
+        elif last >= 0:
             held = log.last >= last and log.hash_at(last) == known.released[last]
             check(held, "the released prefix is in every later owner's log", f"epoch {of.epoch}, seq {last}")
-        known.newest = max(known.newest, of.epoch)
         if of.epoch > 1:
             self.marks.hit("taken over")
         if sum(owns(node, of.session) for node in self.nodes) > 1:
