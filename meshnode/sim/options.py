@@ -15,6 +15,8 @@ from typing import Any
 from meshnode import errors
 
 KINDS = ("synchronous", "interactive", "interactive", "interactive")
+AUTONOMOUS = 0.04
+"""Share of worlds with sessions of that kind: their minutes of patience take five times as long to simulate."""
 NEVER = 0.0
 """Mean seconds between faults of a class that is off."""
 
@@ -101,7 +103,7 @@ def drawn(seed: int) -> Options:
         turns=rng.choice((1, 2, 3)),
         tokens=rng.choice((6, 20, 40)),
         decode_ms=rng.choice((10, 50, 150)),
-        kind=rng.choice(KINDS),
+        kind=_kind(seed, rng),
         replicas=rng.choice((1, 1, 1, 2, 3, 4)),
         witnesses=rng.choice((0, 0, 1)) if nodes > 2 else 0,
         wire=rng.random() < 0.5,
@@ -132,6 +134,11 @@ def drawn(seed: int) -> Options:
         interrupt=rng.choice((0.0, 0.0, 0.3)),
         linger=rng.random() < 0.25,
     )
+
+
+def _kind(seed: int, rng: random.Random) -> str:
+    ordinary = rng.choice(KINDS)
+    return "autonomous" if random.Random(f"{seed}/patience").random() < AUTONOMOUS else ordinary
 
 
 CALMER: dict[str, Any] = {
