@@ -182,6 +182,10 @@ class Network:
         if one.life != life or not one.running:
             return
         key = (other.peer, link.lane)
+        if link.closed:  # it ended on its way here, and another may stand by now
+            if key not in one.links:
+                one.hear(DialFailed(*key))
+            return
         if key in one.links:
             one.hear(LinkDown(*key))
         one.links[key] = link

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 AGAIN_US = 500_000
 """Between a refused INVITE and the next one."""
 KEEP_COLD_S = 20
-"""In worlds where clients leave without a word; otherwise the manifest's own ten minutes."""
+"""Where clients leave without a word, or the end of every session is awaited; else the manifest's ten minutes."""
 
 
 class Client:
@@ -80,7 +80,7 @@ class Client:
             "agent": {"max_tokens": options.tokens, "temperature": self.rng.choice((0.0, 0.7)), "seed": 7},
             "migration": {"replicas": options.replicas},
         }
-        if options.vanish:
+        if self._may_expire:
             tables["scaling"] = {"keep_cold_s": KEEP_COLD_S}
         self._wants = manifest.read(tables)
         drawn = {field.name: getattr(self._wants.agent, field.name) for field in dataclasses.fields(ports.Sampling)}
@@ -202,4 +202,9 @@ class Client:
         """Whether this session may be over though its client did not end it: nothing was released, or it expires."""
         assert self.session is not None
         stillborn = len(self.world.truth.of(self.session).released) <= 2
-        return stillborn or self.world.options.vanish > 0
+        return stillborn or self._may_expire
+
+    @property
+    def _may_expire(self) -> bool:
+        """Whether sessions that nobody attends must end within the world's time."""
+        return self.world.options.vanish > 0 or self.world.options.linger

@@ -127,10 +127,12 @@ class World:
             return False
         if not self.options.linger:
             return True
-        gone = all(not node.brain.sessions.members for node in self.nodes if node.running)
-        if gone:
-            self.marks.hit("dropped by every voter")
-        return gone
+        kept = {session for node in self.nodes if node.running for session in node.brain.sessions.members}
+        # A session of which nothing was ever released may be left behind at a minority: see DESIGN.md, "Known".
+        if any(self.truth.of(session).released for session in kept):
+            return False
+        self.marks.hit("dropped by every voter")
+        return True
 
     def _waiting(self) -> str:
         waits = [client.waits for client in self.clients if not client.done]
