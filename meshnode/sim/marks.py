@@ -49,7 +49,6 @@ DECLARED = (
     "dropped by every voter",
     "end heard from another voter",
     "expired",
-    "epoch begun too late",
     "two awards of one session",
     "five voters",
 )
