@@ -34,9 +34,21 @@ def group(drawn: options.Options) -> bool:
     return drawn.nodes >= 3 and bool(drawn.crash_every_s or drawn.cut_every_s or drawn.pause_every_s)
 
 
-def slow_group(drawn: options.Options) -> bool:
-    """The same where messages meet: candidates run beside each other."""
-    return group(drawn) and drawn.delay_ms >= 50
+def rival_group(drawn: options.Options) -> bool:
+    """The same where candidates run beside each other."""
+    return group(drawn) and bool(drawn.crash_every_s and drawn.loss) and drawn.delay_ms == 50
+
+
+def waking_group(drawn: options.Options) -> bool:
+    """The same where an owner is stopped in a long answer, and wakes."""
+    long = drawn.turns == 3 and drawn.tokens == 40 and drawn.storm_s >= 12.0
+    return group(drawn) and bool(drawn.pause_every_s) and long
+
+
+def parting_group(drawn: options.Options) -> bool:
+    """The same where one voter has what another lacks when the owner dies."""
+    lossy = bool(drawn.loss or drawn.reset_every_s or drawn.cut_every_s)
+    return group(drawn) and bool(drawn.crash_every_s) and lossy and drawn.sync_ms >= 5 and drawn.decode_ms <= 50
 
 
 def persist_after_send(patch: pytest.MonkeyPatch) -> None:
@@ -128,10 +140,10 @@ PLANTED: dict[Callable[[pytest.MonkeyPatch], None], tuple[set[str], Callable[[op
     persist_after_send: ({PROMISES, ENTRIES}, group),
     rolled_back_disk: ({PROMISES, ENTRIES}, group),
     vote_from_an_empty_disk: ({PROMISES}, group),
-    adopts_the_worst_log: ({PREFIX}, group),
-    one_epoch_for_everybody: ({"one owner an epoch"}, slow_group),
+    adopts_the_worst_log: ({PREFIX}, parting_group),
+    one_epoch_for_everybody: ({"one owner an epoch"}, rival_group),
     released_without_a_majority: ({PREFIX, ENTRIES}, group),
-    client_without_a_fence: ({"receivers fence"}, slow_group),
+    client_without_a_fence: ({"receivers fence"}, waking_group),
     promise_in_memory_alone: ({PROMISES}, group),
 }
 """Each with the invariants that may break first, and the worlds that can show it."""
