@@ -16,7 +16,7 @@ from meshnode.sim import campaign, marks, options, trace, world
 
 HERE = Path(__file__).resolve().parent
 KNOWN = [line.partition(" ")[0] for line in (HERE / "seeds.txt").read_text().splitlines() if not line.startswith("#")]
-NEW_SEEDS = 400
+NEW_SEEDS = 300
 NEW_SEEDS_MIN = 40
 NEW_SEEDS_S = 40.0
 """New seeds stop after so long on a slow machine, and are no fewer than the least."""
