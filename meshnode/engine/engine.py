@@ -202,6 +202,9 @@ class TorchEngine:
                 continue
             try:
                 self._admit(job)
+            except memory.Coming:  # some pages in each visit, so nobody has to wait for it
+                taken.add(work.session)
+                continue
             except memory.Full as full:
                 if self._running or job.waited_passes < PATIENCE_PASSES:
                     short = True
