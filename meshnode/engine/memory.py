@@ -338,11 +338,16 @@ class Memory:
         return self._tree.take(count)
 
     def _preempt(self, busy: Collection[ids.SessionId]) -> bool:
-        """Spill the last page of the session used longest ago that has nothing to do and would free something."""
+        """Spill the last page of the session used longest ago that has nothing to do; rather one that frees a page by
+        that than one whose pages others hold, which may be a fork that has nothing to do either."""
+
+        def order(one: tuple[ids.SessionId, _Session]) -> tuple[bool, int]:
+            return not any(map(self._tree.lone, one[1].pages)), one[1].used
+
         if self._spill is None:
             return False
-        idle = (one for one in self._sessions.items() if one[0] not in busy and any(map(self._tree.lone, one[1].pages)))
-        for session, known in sorted(idle, key=lambda one: one[1].used):
+        idle = [one for one in self._sessions.items() if one[0] not in busy and one[1].pages]
+        for session, known in sorted(idle, key=order):
             first = not known.missing()
             index = len(known.pages) - 1
             # Pages behind the last token were reserved for work that was given up: nothing is in them.

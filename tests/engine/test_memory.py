@@ -194,6 +194,16 @@ def test_only_what_is_wanted_is_spilled_and_comes_back_a_few_pages_at_a_time() -
     assert of.read(A) == [*PROMPT, *PROMPT, 5]
 
 
+def test_sessions_that_share_all_their_pages_make_room_together() -> None:
+    of = Sessions(page_count=8, spilled=spill.MemorySpill(1 << 20))
+    of.feed(A, 0, PROMPT[:192])
+    of.feed(B, 0, PROMPT[:192], domain=A, draws=False)
+    of.feed(C, 0, [1] * 250)
+    for name in (A, B):
+        of.feed(name, 192, [name[0]])
+        assert of.read(name) == [*PROMPT[:192], name[0]]
+
+
 def test_what_came_back_is_shared_again(bay: memory.Spill) -> None:
     of = Sessions(page_count=8, spilled=bay)
     of.feed(A, 0, PROMPT)
