@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshnode import __version__, config, control, errors, models_cli, shown
+from meshnode import __version__, config, control, errors, models_cli, shown, sim_cli
 from meshnode.commands import Data, Json
 from meshnode.commands import said as _said
 
@@ -32,6 +32,7 @@ demo_app = typer.Typer(no_args_is_help=True, help="See it work.")
 app.add_typer(models_cli.app, name="models")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(demo_app, name="demo")
+app.command("sim")(sim_cli.sim)
 
 out, err = shown.out, shown.err
 

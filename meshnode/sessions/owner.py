@@ -22,7 +22,7 @@ class _Follower:
     answered_us: int = -1
     """Latest of our stamps that came back."""
     rewound_us: int = -1
-    """Our stamp when we last went back: refusals of older messages are stale."""
+    """Our stamp when we last went back: refusals of older messages are stale. Not those of what is sent with it."""
 
 
 class Owner:
@@ -71,7 +71,7 @@ class Owner:
             follower.sent = max(follower.sent, follower.matched)
         elif reply.stamp_us >= follower.rewound_us:
             follower.sent = min(reply.matched, follower.sent)
-            follower.rewound_us = _us(now) + 1
+            follower.rewound_us = _us(now)
 
     def relinked(self, peer: PeerId) -> None:
         """A link came up: what was under way on the old one may be lost."""
