@@ -88,13 +88,8 @@ class World:
         self._last_seq = 0
         self.loss = self.rng.choice((0.0, 0.05, 0.2))
         self.delay_s = self.rng.choice((0.005, 0.05, 0.3))
-        self.client = attach.Attachment(
-            cases.SESSION,
-            tuple(self.machines),
-            timers.TIMERS[cases.wants().characteristics.kind],
-            0.0,
-            auction=cases.AUCTION,
-        )
+        kind = timers.TIMERS[cases.wants().characteristics.kind]
+        self.client = attach.Attachment(cases.SESSION, tuple(self.machines), kind, 0.0, auction=cases.AUCTION)
         self._client_at = float("inf")
         self._said_turns = 0
 
