@@ -181,6 +181,9 @@ class Agent:
             case messages.Denied(session):
                 attachment = self.attachments.get(session)
                 return attachment.on_denied(peer, message) if attachment is not None else []
+            case messages.Concluded(session):
+                attachment = self.attachments.get(session)
+                return attachment.on_concluded(peer) if attachment is not None else []
             case messages.Gone(session):
                 attachment = self.attachments.get(session)
                 return attachment.on_gone(peer) if attachment is not None else []

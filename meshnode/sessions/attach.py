@@ -228,6 +228,13 @@ class Attachment:
                 return [Deliver(self.session, Over("no voter knows this session any more"))]
         return []
 
+    def on_concluded(self, peer: PeerId) -> list[Effect]:
+        """The end came while this client was away. Of the other voters some may be gone for good, and never say so."""
+        if peer not in self.voters or self.over:
+            return []
+        self.over = True
+        return [Deliver(self.session, Over("closed"))]
+
     # ------------------------------------------------------------------------------------------------------------ time
 
     def tick(self, now: float) -> list[Effect]:

@@ -118,6 +118,14 @@ class Gone:
     session: SessionId
 
 
+@schema.message(58)
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """To a client: the session was closed, by an entry that a majority has. One voter's word is enough."""
+
+    session: SessionId
+
+
 # ---------------------------------------------------------------------------------------------------- between voters
 
 

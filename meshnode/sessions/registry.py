@@ -200,7 +200,9 @@ class Registry:
         """A client speaks. Raises PeerError if the session is another's."""
         member = self.members.get(message.session)
         if member is None:
-            return [Send(client, Lane.SIGNAL, messages.Gone(message.session))]
+            closed = self._over.get(message.session, False)
+            gone = messages.Concluded(message.session) if closed else messages.Gone(message.session)
+            return [Send(client, Lane.SIGNAL, gone)]
         if client != member.contract.agent:
             raise errors.PeerError("a message for a session that another agent signed for")
         serving = member.serving

@@ -172,3 +172,11 @@ def test_a_client_that_is_served_says_that_it_attends() -> None:
     of.on_notify(attach.REFRESH_S, A, notify(1, 0))
     effects = of.tick(attach.REFRESH_S)
     assert {to for to, _ in cases.sent(effects, messages.Subscribe)} == {A, B, C}
+
+
+def test_one_voter_that_remembers_the_end_is_enough_and_one_that_knows_nothing_is_not() -> None:
+    of = fresh()
+    assert items(of.on_gone(A)) == items(of.on_gone(B)) == []
+    assert items(of.on_concluded(cases.STRANGER.peer)) == []
+    assert items(of.on_concluded(C)) == [attach.Over("closed")]
+    assert of.on_concluded(C) == []

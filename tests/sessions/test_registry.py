@@ -215,3 +215,14 @@ def test_a_deposed_owner_goes_above_the_epoch_that_it_heard_of() -> None:
     of.tick(0.1 + 1.5)
     of.tick(of.deadline)
     assert member.candidate.epoch == 7
+
+
+def test_a_client_that_was_away_at_the_end_is_told_by_a_voter_that_remembers_it() -> None:
+    of, kept = seated(2)
+    kept += disk(entries(of, log.entry(1, Closed("bye")), released=2))
+    kept += disk(of.tick(1.0))
+    assert of.members == {}
+    ask = messages.Subscribe(cases.SESSION, 0)
+    for one in (of, again(kept)):
+        assert cases.sent(one.from_agent(2.0, AGENT, ask)) == [(AGENT, messages.Concluded(cases.SESSION))]
+    assert cases.sent(empty().from_agent(2.0, AGENT, ask)) == [(AGENT, messages.Gone(cases.SESSION))]
