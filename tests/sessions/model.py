@@ -331,8 +331,9 @@ class World:
                     effects = self.client.on_notify(self.now, peer, message)
                 case messages.Denied():
                     raise AssertionError(f"denied: {message}")
-                case messages.Gone():
-                    effects = self.client.on_gone(peer)
+                case messages.Gone() | messages.Concluded():
+                    gone = isinstance(message, messages.Gone)
+                    effects = (self.client.on_gone if gone else self.client.on_concluded)(peer)
         except errors.PeerError as error:
             self.reached[f"client: {error}"] += 1
             effects = []
