@@ -61,7 +61,9 @@ class Member:
         self._loads = 0
         self._asked = failover.Questions()
         self.seating = Seating(me, contract, voter, identity)
-        self.candidate = failover.Candidate(me, self.seating.electorate, self.seating.rank, rng)
+        self.candidate = failover.Candidate(
+            me, self.seating.electorate, self.seating.rank if card is not None else None, rng
+        )
         self.replica = Replica(voter, card)
         self.noted_evidence = False
         self._probe_at = now
@@ -192,6 +194,10 @@ class Member:
             return [Send(peer, Lane.SIGNAL, messages.Out(self.session, self.seating.settled.number))]
         if self.serving is not None or not self.voter.votes:
             return []
+        route = self.seating.route(self.voter.log.last)
+        if route is not None and peer not in self.seating.current.voters:
+            # Its seat is gone in this log, which a majority may not have yet: it must not hold up those who have one.
+            return [Send(peer, Lane.SIGNAL, route)]
         if ask.epoch <= self.voter.promised:
             # Without this a voter that missed a promise would ask for that epoch for ever.
             known = messages.Promise(self.session, self.voter.promised, False, 0, 0, 0, ())
@@ -258,8 +264,9 @@ class Member:
 
     @property
     def _stands(self) -> bool:
-        """Whether this voter may become the owner: it can host, its log seats it, and shows where its vote counts."""
-        return self._card is not None and self.seating.seated and self.voter.votes
+        """Whether this voter may become the owner: it can host, it has a seat, and its log shows where its vote
+        counts."""
+        return self._card is not None and self.me in self.seating.electorate and self.voter.votes
 
     def _probe(self, now: float) -> list[Effect]:
         """Who cannot stand asks all the same, for an epoch that costs nobody a vote: it may have missed the end."""

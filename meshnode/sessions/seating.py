@@ -88,12 +88,12 @@ class Seating:
         return self.me in self.current.voters
 
     @property
-    def rank(self) -> int | None:
-        """Succession: replicas first, then the witness if it can host, the host of the award last. None without a
-        seat."""
+    def rank(self) -> int:
+        """Succession: replicas first, then the witness if it can host, the host of the award last, and whoever is
+        seated by another's log only behind them all."""
         order = {"replica": 0, "witness": 1, "host": 2}
         line = [seat.peer for seat in sorted(self.current.seats, key=lambda seat: order.get(seat.role, 2))]
-        return line.index(self.me) if self.me in line else None
+        return line.index(self.me) if self.me in line else len(line)
 
     def ousted(self, peer: PeerId) -> bool:
         """Whether this peer had a seat, and a majority knows that it has none now."""

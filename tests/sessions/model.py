@@ -33,6 +33,7 @@ from meshnode.machine import (
     Unload,
 )
 from meshnode.sessions import attach, contract, messages, registry, timers
+from meshnode.wire.award import Seat
 from tests.sessions import cases
 
 CALM_S = 12.0
@@ -70,17 +71,23 @@ class Machine:
 class World:
     """One seed's world."""
 
-    def __init__(self, seed: int, count: int, turns: int = 2) -> None:
+    def __init__(self, seed: int, count: int, turns: int = 2, spares: int = 0) -> None:
         self.rng = random.Random(seed)
         self.count = count
+        self.spares = spares
+        self.wipes_left = count // 2 if spares else 0
+        """Disks that may be lost: as many as a majority can do without."""
         self.now = 0.0
         self.reached: Counter[str] = Counter()
-        self.machines = {node.peer: Machine(node.peer, place) for place, node in enumerate(cases.NODES[:count])}
+        self.machines = {
+            node.peer: Machine(node.peer, place) for place, node in enumerate(cases.NODES[: count + spares])
+        }
         self._events: list[tuple[float, int, object]] = []
         self._number = itertools.count()
         self._pages: dict[Digest, list[int]] = {}
         self.owners: dict[int, tuple[PeerId, int]] = {}
         self.truth: dict[int, Digest] = {}
+        self.voters: dict[int, frozenset[PeerId]] = {}
         self.said: dict[bytes, list[int]] = {}
         self.ended: dict[bytes, str] = {}
         self.over = ""
@@ -89,7 +96,7 @@ class World:
         self.loss = self.rng.choice((0.0, 0.05, 0.2))
         self.delay_s = self.rng.choice((0.005, 0.05, 0.3))
         self.client = attach.Attachment(
-            cases.SESSION, tuple(self.machines), timers.TIMERS[cases.wants().characteristics.kind], 0.0
+            cases.SESSION, tuple(self.machines)[:count], timers.TIMERS[cases.wants().characteristics.kind], 0.0
         )
         self._client_at = float("inf")
         self._said_turns = 0
@@ -98,7 +105,9 @@ class World:
         """Birth, storm, calm, end."""
         sealed = cases.award(self.count)
         for machine in self.machines.values():
-            machine.brain = registry.Registry(machine.peer, self._card(machine), random.Random(machine.place))
+            machine.brain = self._registry(machine, random.Random(machine.place))
+            if machine.place >= self.count:
+                continue
             made, refusal = machine.brain.born(0.0, contract.read(sealed), sealed)
             assert not refusal
             machine.disk += [effect.record for effect in made if isinstance(effect, Persist)]
@@ -118,6 +127,9 @@ class World:
         """Whether every answer is whole, the session is over at the client and dropped by whoever runs."""
         gone = all(one.brain is None or not one.brain.members for one in self.machines.values())
         return bool(self.over) and gone and self.now > CALM_S
+
+    def _registry(self, machine: Machine, rng: random.Random) -> registry.Registry:
+        return registry.Registry(machine.peer, self._card(machine), rng, cases.NODES[machine.place])
 
     def _card(self, machine: Machine) -> object:
         return cases.CARD if machine.place != 2 or self.count > 3 else None
@@ -155,6 +167,7 @@ class World:
             self.reached[f"peer error: {error}"] += 1
             effects = []
         self._carry(machine, effects)
+        self._search(machine)
         self._want_tick(machine)
 
     def _want_tick(self, machine: Machine) -> None:
@@ -193,7 +206,7 @@ class World:
     def _start(self, machine: Machine) -> None:
         machine.life += 1
         machine.offset_s = self.rng.choice((0.0, 5.0, 1000.0))
-        machine.brain = registry.Registry(machine.peer, self._card(machine), random.Random(self.rng.random()))
+        machine.brain = self._registry(machine, random.Random(self.rng.random()))
         machine.brain.replay(self._clock(machine), list(machine.disk), {cases.SESSION: set(machine.pages)})
         self.reached["restarted"] += 1
         machine.asked_at = float("inf")
@@ -208,6 +221,38 @@ class World:
     def _severed(self, machine: Machine, peer: PeerId) -> None:
         if self.machines[peer].brain is None:
             self._step(machine, lambda: machine.brain.severed_from(self._clock(machine), peer))
+
+    # ---------------------------------------------------------------------------------------------------------- repair
+
+    def _search(self, machine: Machine) -> None:
+        """As gossip does: somebody who is there and has no seat is asked in, and answers when its disk has it."""
+        if machine.brain is None:
+            return
+        for member, search in machine.brain.searches(self._clock(machine)):
+            taken = {*(seat.peer for seat in search.seats), *search.lost, machine.peer}
+            able = [one for one in self.machines.values() if one.brain is not None and one.peer not in taken]
+            if not able or self.rng.random() < 0.1:
+                self._at(1.0, ("found", machine, machine.life, None))
+                continue
+            joined = messages.Joined(cases.SESSION, machine.peer, search.role, search.since)
+            chosen = self.rng.choice(able)
+            self._at(self._delay(), ("join", chosen, chosen.life, machine, machine.life, member.birth, joined))
+
+    def _join(self, machine: Machine, sponsor: Machine, life: int, birth: bytes, joined: messages.Joined) -> None:
+        made, refusal = machine.brain.joined(self._clock(machine), contract.read(birth), birth, joined)
+        self._carry(machine, made)
+        self._want_tick(machine)
+        seat = None if refusal else Seat(machine.peer, joined.role, ())
+        answer = Post(cases.SESSION, ("found", sponsor, life, seat))
+        self._carry(machine, [answer])
+
+    def _found(self, machine: Machine, seat: Seat | None) -> None:
+        now = self._clock(machine)
+        if seat is None:
+            machine.brain.not_found(now, cases.SESSION, "no spare node")
+            self._want_tick(machine)
+        else:
+            self._step(machine, lambda: machine.brain.found(now, cases.SESSION, seat))
 
     # --------------------------------------------------------------------------------------------------------- effects
 
@@ -235,6 +280,8 @@ class World:
         match effect:
             case Send(to, _, message):
                 self._post(machine.peer, to, message)
+            case Post(_, ("found", *_) as event):
+                self._at(self._delay(), event)
             case Post(_, event):
                 self._at(0.0, ("hand", machine, machine.life, event))
             case Encode(session, request, text):
@@ -311,7 +358,12 @@ class World:
             kept -= 1
         machine.waiting.clear()
         machine.brain, machine.context = None, []
-        self._at(self.rng.uniform(0.0, 4.0), ("start", machine))
+        if self.wipes_left and self.reached["first token"] and self.rng.random() < 0.3:
+            self.wipes_left -= 1
+            self.reached["wiped"] += 1
+            machine.disk.clear()
+            machine.pages.clear()
+        self._at(self.rng.uniform(0.0, 4.0 if self.rng.random() < 0.7 else 12.0), ("start", machine))
         for other in self.machines.values():
             if other.brain is not None and self.rng.random() < 0.5:
                 self._at(self._delay(), ("severed", other, other.life, machine.peer))
@@ -334,6 +386,8 @@ class World:
                     raise AssertionError(f"denied: {message}")
                 case messages.Gone():
                     effects = self.client.on_gone(peer)
+                case messages.Route():
+                    effects = self.client.on_route(self.now, message)
         except errors.PeerError as error:
             self.reached[f"client: {error}"] += 1
             effects = []
@@ -378,12 +432,19 @@ class World:
             for member in machine.brain.members.values() if machine.brain is not None else ():
                 if member.serving is not None:
                     me = (machine.peer, machine.life)
+                    if member.serving.epoch not in self.owners and self.truth:
+                        top = max(self.truth)
+                        assert member.voter.log.last >= top, "an owner lacks what was released"
+                        assert member.voter.log.hash_at(top) == self.truth[top], "an owner has another past"
+                        assert machine.peer in member.seating.current.voters, "an owner without a seat"
                     assert self.owners.setdefault(member.serving.epoch, me) == me, "two owners of one epoch"
                     assert member.serving.epoch == member.voter.promised, "serves below what it promised"
                     assert member.voter.candidate == machine.peer
                 voter = member.voter
                 seen = self.truth.setdefault(voter.released, voter.log.hash_at(voter.released))
                 assert seen == voter.log.hash_at(voter.released), "two voters released different logs"
+                settled = member.seating.settled
+                assert self.voters.setdefault(settled.number, settled.voters) == settled.voters, "two configurations"
                 if member.candidate.best is not None:
                     self.reached["saw a better log"] += 1
 
