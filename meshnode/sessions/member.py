@@ -28,6 +28,8 @@ from meshnode.sessions.voter import Record, Voter
 from meshnode.wire import keys
 
 SUBSCRIBERS_MAX = 16
+PROBES_MAX = 6
+"""Of a newcomer that nobody writes to, before it forgets the session."""
 
 
 class Member:
@@ -67,6 +69,8 @@ class Member:
         self.replica = Replica(voter, card)
         self.noted_evidence = False
         self._probe_at = now
+        self._probes = 0
+        """Since an owner was heard. Counted, and not timed: a machine that was suspended hears first what it missed."""
         self.revived = False
         """Whether this member comes from the journal, and not from an award of this process's life."""
 
@@ -183,6 +187,8 @@ class Member:
         self.heard_at = now
         self.severed = self.noted_evidence = False
         self._asked.clear()
+        self._probes = 0
+        self.seating.owner_heard()
         self.candidate.stand_down()
         if self.state in (State.PROCEEDING, State.RECOVERING):
             self.state = lifecycle.move(self.state, State.ACTIVE)
@@ -273,6 +279,7 @@ class Member:
         if now < self._probe_at:
             return []
         self._probe_at = now + self.timers.lost_after_s
+        self._probes += 1
         ask = messages.PreVote(self.session, self.voter.promised)
         return [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
 
@@ -382,7 +389,7 @@ class Member:
         stillborn = self.state is State.PROCEEDING and now >= self.deadline
         over = self.serving.over(now) if self.serving is not None else self.voter.closed
         # A newcomer that nobody seated and nobody writes to: its sponsor died, or chose another.
-        abandoned = not self.seating.seated and now >= self.heard_at + 2 * self.timers.replace_after_s
+        abandoned = not self.seating.seated and self._probes > PROBES_MAX
         if not stillborn and not over and not abandoned:
             return None
         return self.drop(closed=over)
@@ -394,8 +401,10 @@ class Member:
     def ousts(self, peer: PeerId, out: messages.Out) -> bool:
         """Whether this word ends the session here: a later configuration, or the present owner, does without us."""
         current = self.seating.current.number
-        later = out.number > current or (out.number == current and not self.seating.seated)
-        return later or (peer == self.voter.host and out.number >= current)
+        if self.voter.joined is not None and not self.seating.seated:
+            # Its sponsor may have seated it just now, and others may not know: a seat that forgets is a seat less.
+            return peer in (self.voter.host, self.voter.joined.sponsor) and out.number >= current
+        return out.number > current or (peer == self.voter.host and out.number >= current)
 
     def drop(self, *, closed: bool) -> list[Effect]:
         """The last effects."""

@@ -52,6 +52,8 @@ class Seating:
         """Signs what this node proposes as an owner; without it nothing is proposed."""
         self._award = Configuration(0, 1, contract.seats)
         self._heard: list[tuple[bytes, Roster]] = []
+        self._hinted = False
+        """Whether a route came since an owner was heard: one that writes to us counts us in."""
 
     # --------------------------------------------------------------------------------------------------------- lookups
 
@@ -116,7 +118,7 @@ class Seating:
     def electorate(self) -> frozenset[PeerId]:
         """Whose pre-votes a candidate counts: the newest configuration that was heard of."""
         current = self.current
-        if self._heard and self._heard[-1][1].number > current.number:
+        if self._hinted and self._heard and self._heard[-1][1].number > current.number:
             return frozenset(seat.peer for seat in self._heard[-1][1].seats)
         return current.voters
 
@@ -141,7 +143,12 @@ class Seating:
         """Take a route in as a hint; whether it was news. Raises PeerError for one that does not follow."""
         news = follow(self.voter.session, set(self.known) | {self.me}, self.newest, route)
         self._heard = (self._heard + news)[-messages.ROSTERS_MAX :]
+        self._hinted = True
         return bool(news)
+
+    def owner_heard(self) -> None:
+        """Somebody writes to this node: what a route said of it may never have been released."""
+        self._hinted = False
 
     @property
     def newest(self) -> int:
