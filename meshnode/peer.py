@@ -37,7 +37,7 @@ from meshnode.machine import (
 )
 from meshnode.ports import EngineCard, Lane, LinkDown, LinkUp
 from meshnode.sessions import registry, timers
-from meshnode.sessions.member import Contract
+from meshnode.sessions.contract import Contract
 from meshnode.wire import envelope, keys
 
 ROUTES_MAX = 4096

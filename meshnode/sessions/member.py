@@ -9,40 +9,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from meshnode import errors
 from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.machine import Effect, Forget, Note, Persist, Restored, Send, Unload
-from meshnode.manifest import Manifest, Sharing
+from meshnode.manifest import Sharing
 from meshnode.ports import EngineCard, Lane
 from meshnode.sessions import failover, lifecycle, messages, records, timers
+from meshnode.sessions.contract import Contract
 from meshnode.sessions.failover import Act
 from meshnode.sessions.hosting import Hosting
 from meshnode.sessions.lifecycle import State
+from meshnode.sessions.replica import Replica
 from meshnode.sessions.serving import Serving, Subscriber
 from meshnode.sessions.transcript import Transcript
 from meshnode.sessions.voter import Record, Voter
-from meshnode.snapshots import chain, receiver
-from meshnode.wire.award import Award, Seat
 
 SUBSCRIBERS_MAX = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Contract:
-    """What was signed: the award's seats, the agent's manifest, and who the agent is."""
-
-    award: Award
-    agent: PeerId
-    manifest: Manifest
-    auctioneer: PeerId
-    """Who may take the award back while the agent has not acknowledged it."""
-
-    @property
-    def seats(self) -> tuple[Seat, ...]:
-        """All voters in the order of succession."""
-        return self.award.seats
 
 
 class Member:
@@ -71,11 +54,7 @@ class Member:
         others = [seat.peer for seat in contract.seats if seat.peer != me]
         self.others = tuple(others)
         self.candidate = failover.Candidate(me, (len(others) + 1) // 2, self._rank(), rng)
-        self.pages: receiver.Receiver | None = None
-        self._genesis: Digest | None = None
-        if card is not None:
-            self._genesis = chain.genesis(card.model_digest, card.numeric_class, card.page_tokens)
-            self.pages = receiver.Receiver(1, self._genesis, ahead_max=messages.PAGES_MAX)
+        self.replica = Replica(voter, card)
         self.noted_evidence = False
         self._probe_at = now
         self.revived = False
@@ -315,43 +294,13 @@ class Member:
 
     def admit_page(self, peer: PeerId, page_index: int, epoch: int) -> None:
         """Raises PeerError for a page that must not be stored."""
-        if self.pages is None or self.serving is not None:
+        if self.serving is not None:
             raise errors.PeerError("a page for a session that does not expect one")
-        self._check_owner(peer, epoch)
-        self.pages.admit(page_index, epoch)
-
-    def _check_owner(self, peer: PeerId, epoch: int) -> None:
-        """A later epoch than the one that was heard may be anybody's: a majority can do without this voter."""
-        if epoch < self.voter.promised or (epoch == self.voter.epoch and peer != self.voter.host):
-            raise errors.PeerError("pages from somebody who does not own the session")
+        self.replica.admit(peer, page_index, epoch)
 
     def page_stored(self, peer: PeerId, index: int, address: Digest, parent: Digest, epoch: int) -> list[Effect]:
         """A page of this session came to rest in the store."""
-        if self.pages is None or self.serving is not None:
-            return []
-        ack = self.pages.stored(index, address, parent, epoch)
-        return [Send(peer, Lane.SIGNAL, messages.PageAck(self.session, ack.epoch, ack.watermark, ack.tip))]
-
-    def on_evicted(self) -> list[Effect]:
-        """The store needed the room: the host must not count on this replica's pages any more."""
-        if self.pages is None or self.host is None or self._genesis is None:
-            return []
-        self.pages.emptied()
-        ack = messages.PageAck(self.session, self.pages.epoch, 0, self._genesis)
-        return [Send(self.host, Lane.SIGNAL, ack)]
-
-    def on_page_offer(self, peer: PeerId, offer: messages.PageOffer, stored: frozenset[Digest]) -> list[Effect]:
-        """A new owner names its chain: say how much of it is here."""
-        if self._genesis is None:
-            return []
-        self._check_owner(peer, offer.epoch)
-        self.pages = receiver.Receiver(offer.epoch, self._genesis, ahead_max=messages.PAGES_MAX)
-        for index, address in enumerate(offer.addresses):
-            if address not in stored:
-                break
-            self.pages.stored(index, address, self.pages.tip, offer.epoch)
-        ack = messages.PageAck(self.session, offer.epoch, self.pages.watermark, self.pages.tip)
-        return [Send(peer, Lane.SIGNAL, ack)]
+        return self.replica.stored(peer, index, address, parent, epoch) if self.serving is None else []
 
     # --------------------------------------------------------------------------------------------------------- clients
 

@@ -24,12 +24,12 @@ from meshnode.machine import (
 )
 from meshnode.manifest import class_fits
 from meshnode.ports import EngineCard, Lane
+from meshnode.sessions import contract as contracts
 from meshnode.sessions import log, messages, records
+from meshnode.sessions.contract import Contract
 from meshnode.sessions.lifecycle import State
-from meshnode.sessions.member import Contract, Member
+from meshnode.sessions.member import Member
 from meshnode.sessions.voter import Voter
-from meshnode.wire import envelope
-from meshnode.wire.award import Award, Invitation
 
 SESSIONS_MAX = 1024
 TOMBSTONES_MAX = 4096
@@ -122,7 +122,7 @@ class Registry:
         birth = voter.log.changes[0]
         if not isinstance(birth, messages.Birth):
             raise errors.PeerError("the first entry is no award")
-        contract = contract_of(birth.award)
+        contract = contracts.read(birth.award)
         hosts = [change.host for change in voter.log.changes if isinstance(change, messages.Opened)]
         first = next(seat.peer for seat in contract.seats if seat.role == "host")
         voter.host = hosts[-1] if hosts else first
@@ -170,7 +170,7 @@ class Registry:
             case messages.Promise():
                 return member.on_promise(now, peer, message)
             case messages.PageOffer():
-                return member.on_page_offer(peer, message, frozenset(self.stored.get(message.session, ())))
+                return member.replica.on_offer(peer, message, frozenset(self.stored.get(message.session, ())))
             case messages.PageAck():
                 return member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
             case messages.Gone():
@@ -231,7 +231,7 @@ class Registry:
                 return [Note("page failed", event.session, reason)]
             case Evicted(session):
                 self.stored.pop(session, None)
-                return member.on_evicted()
+                return member.replica.on_evicted()
             case Restored():
                 return member.on_restored(now, event)
         serving = member.serving
@@ -288,13 +288,6 @@ class Registry:
     def deadline(self) -> float:
         """The soonest of all sessions."""
         return min((member.deadline for member in self.members.values()), default=float("inf"))
-
-
-def contract_of(sealed: bytes) -> Contract:
-    """What a signed award says. Raises PeerError."""
-    auctioneer, award = envelope.expect(sealed, Award)
-    agent, invitation = envelope.expect(award.invitation, Invitation)
-    return Contract(award, agent, invitation.manifest, auctioneer)
 
 
 def _replaceable(known: Member, contract: Contract) -> bool:

@@ -32,7 +32,7 @@ from meshnode.machine import (
     Stepped,
     Unload,
 )
-from meshnode.sessions import attach, messages, registry, timers
+from meshnode.sessions import attach, contract, messages, registry, timers
 from tests.sessions import cases
 
 CALM_S = 12.0
@@ -99,7 +99,7 @@ class World:
         sealed = cases.award(self.count)
         for machine in self.machines.values():
             machine.brain = registry.Registry(machine.peer, self._card(machine), random.Random(machine.place))
-            made, refusal = machine.brain.born(0.0, registry.contract_of(sealed), sealed)
+            made, refusal = machine.brain.born(0.0, contract.read(sealed), sealed)
             assert not refusal
             machine.disk += [effect.record for effect in made if isinstance(effect, Persist)]
             self._want_tick(machine)

@@ -217,7 +217,7 @@ def test_pages_are_taken_from_the_owner_alone() -> None:
             one.admit_page(peer, 0, epoch)
     offer = messages.PageOffer(cases.SESSION, 1, ())
     with pytest.raises(errors.PeerError):
-        one.on_page_offer(C, offer, frozenset())
+        one.replica.on_offer(C, offer, frozenset())
     with pytest.raises(errors.PeerError):
         host().admit_page(B, 0, 1)
 
@@ -225,11 +225,11 @@ def test_pages_are_taken_from_the_owner_alone() -> None:
 def test_an_offer_is_answered_with_how_much_of_the_chain_is_here() -> None:
     one = follower()
     chain = tuple(ids.digest(bytes([place])) for place in range(4))
-    effects = one.on_page_offer(
+    effects = one.replica.on_offer(
         A, messages.PageOffer(cases.SESSION, 1, chain), frozenset((chain[0], chain[1], chain[3]))
     )
     assert cases.sent(effects) == [(A, messages.PageAck(cases.SESSION, 1, 2, chain[1]))]
-    gone = cases.sent(one.on_evicted())
+    gone = cases.sent(one.replica.on_evicted())
     assert gone[0][1].watermark == 0
 
 
