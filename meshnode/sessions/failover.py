@@ -91,6 +91,14 @@ class Candidate:
         self.due = now + timers.ELECTION_RETRY_S * (1 + self.rng.random())
         return Act.PREPARE if self.needed == 0 else Act.PREVOTE
 
+    def refer(self, promised: int) -> Act | None:
+        """The owner itself gives the session away: there is nobody to ask whether it may be deposed."""
+        if self.rank is None:
+            return None
+        self.stage = Stage.ASKING
+        self.epoch = max(promised, self._floor) + 1
+        return Act.PREPARE
+
     def outbid(self, epoch: int) -> None:
         """A voter has promised this epoch to another: the next round goes above it."""
         self._floor = max(self._floor, epoch)

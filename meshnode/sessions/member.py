@@ -18,6 +18,7 @@ from meshnode.ports import EngineCard, Lane
 from meshnode.sessions import failover, lifecycle, messages, records, timers
 from meshnode.sessions.contract import Contract
 from meshnode.sessions.failover import Act
+from meshnode.sessions.handover import Handover
 from meshnode.sessions.hosting import Hosting
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.replica import Replica
@@ -55,6 +56,7 @@ class Member:
         self.others = tuple(others)
         self.candidate = failover.Candidate(me, (len(others) + 1) // 2, self._rank(), rng)
         self.replica = Replica(voter, card)
+        self.handover = Handover(self)
         self.noted_evidence = False
         self._probe_at = now
         self.revived = False
@@ -85,10 +87,16 @@ class Member:
         # first life may have been lost here and not elsewhere, would write an epoch's entries a second time.
         if self.voter.host != self.me or self.voter.promised != 1 or self.revived or self._card is None:
             return []
-        self._load()
+        self.load()
         return self._serve(now, 1)
 
-    def _load(self) -> Hosting:
+    @property
+    def hosts(self) -> bool:
+        """Whether this node's engine fits the session."""
+        return self._card is not None
+
+    def load(self) -> Hosting:
+        """Give the session a place in the engine, still empty."""
         assert self._card is not None
         self._loads += 1
         context_tokens = self.contract.manifest.characteristics.context_tokens
@@ -103,6 +111,7 @@ class Member:
         self.candidate.stand_down()
         self.voter.epoch, self.voter.host = epoch, self.me
         self.severed = self.noted_evidence = False
+        self.handover.reset()
         self.serving = Serving(
             self.me,
             self.voter,
@@ -129,6 +138,7 @@ class Member:
         if self.voter.host == self.me:
             self.voter.host = None  # somebody has the higher epoch, and gets the time that any owner gets
         self.serving = self.hosting = None
+        self.handover.reset()
         return effects
 
     def on_restored(self, now: float, event: Restored) -> list[Effect]:
@@ -140,9 +150,10 @@ class Member:
         if self.serving is not None:
             return effects + self.serving.on_restored(now, event)
         self.hosting.restored(event.tokens)
-        return effects
+        return effects + self.handover.follow()
 
-    def _persist(self, made: Sequence[Record]) -> list[Effect]:
+    def persist(self, made: Sequence[Record]) -> list[Effect]:
+        """Records for the journal."""
         return [Persist(self.session, records.pack(record)) for record in made]
 
     # --------------------------------------------------------------------------------------------------- being a voter
@@ -152,21 +163,23 @@ class Member:
         if ask.epoch == self.voter.epoch and self.serving is not None:
             raise errors.PeerError("entries of an epoch that this node owns")
         made, reply = self.voter.on_replicate(peer, ask)
-        effects = self._persist(made)
+        effects = self.persist(made)
         if reply.epoch == ask.epoch:
-            effects += self._heard(now)
+            effects += self._heard(now, ask.epoch)
         effects.append(Send(peer, Lane.MEDIA, reply, self.session))
         return effects
 
-    def _heard(self, now: float) -> list[Effect]:
-        effects: list[Effect] = self.depose(now) if self.serving is not None or self.hosting is not None else []
+    def _heard(self, now: float, epoch: int) -> list[Effect]:
+        kept = self.handover.keeps(epoch)
+        deposed = self.serving is not None or (self.hosting is not None and not kept)
+        effects = self.depose(now) if deposed else []
         self.heard_at = now
         self.severed = self.noted_evidence = False
         self._asked.clear()
         self.candidate.stand_down()
-        if self.state in (State.PROCEEDING, State.RECOVERING):
+        if self.state in (State.PROCEEDING, State.MIGRATING, State.RECOVERING):
             self.state = lifecycle.move(self.state, State.ACTIVE)
-        return effects
+        return effects + self.handover.follow()
 
     def on_prevote(self, peer: PeerId, ask: messages.PreVote) -> list[Effect]:
         """Remember the question; the answer comes with the evidence."""
@@ -177,7 +190,9 @@ class Member:
             known = messages.Promise(self.session, self.voter.promised, False, 0, 0, 0, ())
             return [Send(peer, Lane.SIGNAL, known, self.session)]
         self._asked[peer] = ask.epoch
-        return self._answer_prevotes() if self.noted_evidence else []
+        # Who owned it and asks for votes does not own it any more, and to whom it was given one may give it.
+        released = peer == self.voter.host or self.handover.gave_to(peer)
+        return self._answer_prevotes() if self.noted_evidence or released else []
 
     def _answer_prevotes(self) -> list[Effect]:
         asked, self._asked = self._asked, {}
@@ -190,9 +205,10 @@ class Member:
     def on_prepare(self, now: float, peer: PeerId, ask: messages.Prepare) -> list[Effect]:
         """Promise, durably, and show the log."""
         made, reply = self.voter.on_prepare(peer, ask)
-        effects = self._persist(made)
+        effects = self.persist(made)
         if made:
             effects += self.depose(now) if self.serving is not None else []
+            self.handover.reset()
             self.candidate.stand_down()
             self.heard_at = now  # the candidate gets its time before anybody else stands
             self.noted_evidence = False
@@ -202,7 +218,7 @@ class Member:
 
     def severed_from(self, now: float, peer: PeerId) -> list[Effect]:
         """The link to a peer was reset and could not be made again."""
-        if peer != self.voter.host or self.serving is not None:
+        if self.serving is not None or not (peer == self.voter.host or self.handover.gave_to(peer)):
             return []
         self.severed = True
         return self.tick(now)
@@ -212,6 +228,8 @@ class Member:
             return "restarted"
         if self.severed:
             return "reset"
+        if found := self.handover.evidence(now):
+            return found
         return "silence" if now >= self.heard_at + self.timers.lost_after_s else ""
 
     def _watch(self, now: float) -> list[Effect]:
@@ -228,7 +246,7 @@ class Member:
             return effects + self._probe(now)
         self.candidate.begin(now)
         act = self.candidate.tick(now, self.voter.promised)
-        return effects + (self._act(now, act) if act is not None else [])
+        return effects + (self.act(now, act) if act is not None else [])
 
     def _probe(self, now: float) -> list[Effect]:
         """Who cannot stand asks all the same, for an epoch that costs nobody a vote: it may have missed the end."""
@@ -238,17 +256,18 @@ class Member:
         ask = messages.PreVote(self.session, self.voter.promised)
         return [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
 
-    def _act(self, now: float, act: Act) -> list[Effect]:
+    def act(self, now: float, act: Act) -> list[Effect]:
+        """What the candidate decided."""
         match act:
             case Act.PREVOTE:
                 # Restoring costs nobody a vote, so it starts while the votes are on their way.
-                effects = [] if self.hosting is not None else self._load().restore(self._context())
+                effects = [] if self.hosting is not None else self.load().restore(self.context())
                 ask = messages.PreVote(self.session, self.candidate.epoch)
                 return effects + [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
             case Act.PREPARE:
                 made = self.voter.promise(self.candidate.epoch, self.me)
                 self.candidate.preparing(now, self.voter.released)
-                effects = [*self._persist(made), *self._prepare(self.others, self.voter.released)]
+                effects = [*self.persist(made), *self._prepare(self.others, self.voter.released)]
                 return effects + self._decide(now)
             case Act.FETCH:
                 assert self.candidate.best is not None
@@ -260,13 +279,14 @@ class Member:
         ask = messages.Prepare(self.session, self.candidate.epoch, after)
         return [Send(peer, Lane.SIGNAL, ask, self.session) for peer in to]
 
-    def _context(self) -> list[int]:
+    def context(self) -> list[int]:
+        """Token ids, as far as the log goes here."""
         return Transcript(self.voter.log.changes).context
 
     def on_prevoted(self, now: float, peer: PeerId, reply: messages.PreVoted) -> list[Effect]:
         """A vote."""
         act = self.candidate.on_prevoted(peer, reply.epoch)
-        return self._act(now, act) if act is not None else []
+        return self.act(now, act) if act is not None else []
 
     def on_promise(self, now: float, peer: PeerId, promise: messages.Promise) -> list[Effect]:
         """A promise, or a higher one that was given to another."""
@@ -277,16 +297,16 @@ class Member:
 
     def _decide(self, now: float) -> list[Effect]:
         act = self.candidate.decide(self.voter.log.last_epoch, self.voter.log.last)
-        return self._act(now, act) if act is not None else []
+        return self.act(now, act) if act is not None else []
 
     def _take(self, now: float) -> list[Effect]:
         epoch = self.candidate.epoch
         effects: list[Effect] = []
         adopted = self.candidate.adopted()
         if adopted is not None:
-            effects += self._persist(self.voter.adopt(self.candidate.after, adopted))
+            effects += self.persist(self.voter.adopt(self.candidate.after, adopted))
         if self.hosting is None:
-            effects += self._load().restore(self._context())
+            effects += self.load().restore(self.context())
         effects.append(Note("elected", self.session, f"epoch={epoch} adopted={len(adopted or ())}"))
         return effects + self._serve(now, epoch)
 
@@ -318,7 +338,8 @@ class Member:
         """Whatever time makes due."""
         if self.state in (State.PROCEEDING, State.TERMINATED):
             return []
-        return self.serving.tick(now) if self.serving is not None else self._watch(now)
+        effects = self.serving.tick(now) if self.serving is not None else self._watch(now)
+        return effects + self.handover.tick(now)
 
     @property
     def deadline(self) -> float:
@@ -326,9 +347,9 @@ class Member:
         if self.state is State.PROCEEDING:
             return self.born_at + 2 * self.timers.invite_s
         if self.serving is not None:
-            return self.serving.owner.heartbeat_at
+            return min(self.serving.owner.heartbeat_at, self.handover.deadline)
         if not self.noted_evidence:
-            return self.heard_at + self.timers.lost_after_s
+            return min(self.heard_at + self.timers.lost_after_s, self.handover.deadline)
         return self.candidate.due if self._card is not None else self._probe_at
 
     def finished(self, now: float) -> list[Effect] | None:

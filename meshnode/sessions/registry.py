@@ -25,7 +25,7 @@ from meshnode.machine import (
 from meshnode.manifest import class_fits
 from meshnode.ports import EngineCard, Lane
 from meshnode.sessions import contract as contracts
-from meshnode.sessions import log, messages, records
+from meshnode.sessions import log, messages, moves, records
 from meshnode.sessions.contract import Contract
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.member import Member
@@ -45,6 +45,9 @@ FromVoter = (
     | messages.Promise
     | messages.PageOffer
     | messages.PageAck
+    | messages.HandoverRequest
+    | messages.HandoverReady
+    | messages.Refer
     | messages.Gone
 )
 FromAgent = messages.Ack | messages.Subscribe | messages.Message | messages.Interrupt | messages.Bye
@@ -58,6 +61,7 @@ class Registry:
         self.me = me
         self.card = card
         self.rng = rng
+        self.moves = moves.Moves()
         self.members: dict[SessionId, Member] = {}
         self.stored: dict[SessionId, set[Digest]] = {}
         """Pages in this node's store."""
@@ -172,7 +176,15 @@ class Registry:
             case messages.PageOffer():
                 return member.replica.on_offer(peer, message, frozenset(self.stored.get(message.session, ())))
             case messages.PageAck():
-                return member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
+                acked = member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
+                return acked + member.handover.go_on(now)
+            case messages.HandoverRequest():
+                refusal = moves.DRAINS if self.moves.draining else ""
+                return member.handover.on_request(now, peer, message, refusal)
+            case messages.HandoverReady():
+                return member.handover.on_ready(now, peer, message)
+            case messages.Refer():
+                return member.handover.on_refer(now, peer, message)
             case messages.Gone():
                 return self._missed_the_end(member)
 
@@ -234,6 +246,8 @@ class Registry:
                 return member.replica.on_evicted()
             case Restored():
                 return member.on_restored(now, event)
+        if isinstance(event, Stepped | Faulted):
+            return self._worked(now, member, event)
         serving = member.serving
         if serving is None:
             return []
@@ -242,10 +256,17 @@ class Registry:
                 return serving.on_durable(now, seq) if epoch == serving.epoch else []
             case Encoded():
                 return serving.on_encoded(now, event)
-            case Stepped():
-                return serving.on_stepped(now, event) if event.load == serving.hosting.load else []
-            case Faulted():
-                return serving.on_faulted(now, event) if event.load == serving.hosting.load else []
+
+    def _worked(self, now: float, member: Member, event: Stepped | Faulted) -> list[Effect]:
+        """The engine moved, or would not; nobody hears of a load that is over."""
+        serving, hosting = member.serving, member.hosting
+        if hosting is None or event.load != hosting.load:
+            return []
+        if serving is None:  # a load on a guess, or for a move
+            handover = member.handover
+            return handover.on_stepped() if isinstance(event, Stepped) else handover.on_faulted(event.reason)
+        effects = serving.on_stepped(now, event) if isinstance(event, Stepped) else serving.on_faulted(now, event)
+        return effects + member.handover.go_on(now)
 
     def admits(self, peer: PeerId, session: SessionId, page_index: int, epoch: int) -> None:
         """Raises PeerError for a page that must not be stored."""
@@ -272,11 +293,22 @@ class Registry:
             raise errors.PeerError("a release from somebody who did not award this session")
         return self._remove(member, member.drop(closed=False), closed=False)
 
+    def ordered(self, now: float, order: moves.Order) -> list[Effect]:
+        """The node's owner speaks."""
+        match order:
+            case moves.Drain(patience_s):
+                return self.moves.drain(now, patience_s) + self.moves.tick(now, self.members.values())
+            case moves.Undrain():
+                return self.moves.undrain()
+            case moves.Migrate(session, to):
+                member = self.members.get(session)
+                return self.moves.migrate(now, member, to) if member is not None else []
+
     # ------------------------------------------------------------------------------------------------------------- time
 
     def tick(self, now: float) -> list[Effect]:
         """Whatever time makes due, and farewell to what is over."""
-        effects: list[Effect] = []
+        effects = self.moves.tick(now, self.members.values())
         for member in list(self.members.values()):
             effects += member.tick(now)
             last = member.finished(now)
@@ -287,7 +319,7 @@ class Registry:
     @property
     def deadline(self) -> float:
         """The soonest of all sessions."""
-        return min((member.deadline for member in self.members.values()), default=float("inf"))
+        return min([self.moves.deadline, *(member.deadline for member in self.members.values())])
 
 
 def _replaceable(known: Member, contract: Contract) -> bool:

@@ -30,6 +30,9 @@ FAREWELL_S = 5.0
 PAGES_STALL_S = 5.0
 """Pages that nobody acknowledged for so long are sent again: a full queue may have lost one."""
 
+PACE_S, PACE_SHARE = 0.05, 0.2
+"""What a step is thought to take before one was seen, and how much the latest one counts."""
+
 
 @dataclass(slots=True)
 class Subscriber:
@@ -65,6 +68,11 @@ class Serving:
         self.owner = owner.Owner(voter.log, epoch, me, others, now)
         self.transcript = Transcript(voter.log.changes)
         self.queue: list[tuple[PeerId, Message]] = []
+        self.stopping = False
+        """The session is about to be handed over: no step begins any more."""
+        self.pace_s = PACE_S
+        """Seconds between two tokens, lately."""
+        self._drawn_at = now
         self._encoding: RequestId | None = None
         self._closed_at: float | None = None
         self._first_noted = False
@@ -223,9 +231,15 @@ class Serving:
         """Whether a majority answered lately. Without that an owner is silent: its client must not wait for it."""
         return now <= self.owner.lease_until(self.timers.lease_s)
 
+    @property
+    def prefilling(self) -> bool:
+        """Whether the engine lacks much of the context: it fills pages faster than it will in decoding."""
+        open_turn = self.transcript.open_turn is not None
+        return open_turn and len(self.transcript.context) - len(self.hosting.loaded) > self.hosting.card.page_tokens
+
     def pump(self, now: float) -> list[Effect]:
         """Whatever can go on now: pages, the next step, the next turn. Without a lease, nothing."""
-        if self.transcript.closed is not None or not self.leased(now):
+        if self.transcript.closed is not None or self.stopping or not self.leased(now):
             return []
         effects = self.hosting.ship()
         if self.transcript.open_turn is None:
@@ -271,6 +285,9 @@ class Serving:
         """The engine moved: log what it drew, ship what it filled, go on."""
         changes = self.hosting.stepped(event, self.transcript)
         effects = self.write(now, changes)
+        if changes and self.transcript.said > 1:
+            self.pace_s += PACE_SHARE * (now - self._drawn_at - self.pace_s)
+        self._drawn_at = now
         if changes and not self._first_noted:
             self._first_noted = True
             detail = f"epoch={self.epoch} restored={self.hosting.pages_restored} recomputed={self.hosting.recomputed}"

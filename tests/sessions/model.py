@@ -32,7 +32,7 @@ from meshnode.machine import (
     Stepped,
     Unload,
 )
-from meshnode.sessions import attach, contract, messages, registry, timers
+from meshnode.sessions import attach, contract, messages, moves, registry, timers
 from tests.sessions import cases
 
 CALM_S = 12.0
@@ -106,6 +106,7 @@ class World:
         self._from_client(self.client.begin(0.0))
         self._say()
         self._at(self.rng.uniform(0.0, 1.0), "fault")
+        self._at(self.rng.uniform(0.0, 2.0), "move")
         while self._events and not self.done:
             self.now, _, event = heapq.heappop(self._events)
             if self.now > END_S:
@@ -129,6 +130,8 @@ class World:
         match event:
             case "fault":
                 self._fault()
+            case "move":
+                self._move()
             case ("client tick", at):
                 if at == self._client_at:
                     self._client_at = float("inf")
@@ -255,6 +258,8 @@ class World:
                 machine.context = []
             case Note(what, _, detail):
                 self.reached[what] += 1
+                if what == "detected":
+                    self.reached[f"detected: {detail}"] += 1
                 if what == "elected" and not detail.endswith("adopted=0"):
                     self.reached["adopted"] += 1
 
@@ -302,6 +307,17 @@ class World:
             machine.offset_s += self.rng.choice((0.5, 3.0, 60.0) if self.reached["first token"] else (0.5, 3.0))
             self._tick(machine, machine.asked_at)
         self._at(self.rng.expovariate(1.0), "fault")
+
+    def _move(self) -> None:
+        """Ask whoever owns the session to move it to anybody, dead or alive, and at any time."""
+        if self.now > CALM_S:
+            return
+        self._at(self.rng.expovariate(2.0), "move")
+        for machine in self.machines.values():
+            if machine.brain is not None and machine.brain.members:
+                machine.brain.moves.able = frozenset(self.machines)
+                order = moves.Migrate(cases.SESSION, self.rng.choice(list(self.machines)))
+                self._step(machine, lambda at=machine: at.brain.ordered(self._clock(at), order))
 
     def _crash(self, machine: Machine) -> None:
         self.reached["crashed"] += 1
