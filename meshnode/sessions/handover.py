@@ -80,10 +80,10 @@ class Handover:
             return "that node is no replica of it: it can move inside its group only"
         return ""
 
-    def start(self, now: float, target: PeerId) -> list[Effect]:
+    def start(self, now: float, target: PeerId, *, stop_first: bool = False) -> list[Effect]:
         """Begin; `refusal` was asked before."""
         assert not self.refusal(target)
-        self.leaving, self.last_refusal = Leaving(target, now), ""
+        self.leaving, self.last_refusal = Leaving(target, now, stop_first=stop_first), ""
         self.member.state = lifecycle.move(self.member.state, State.MIGRATING)
         left = self._progress(now).bytes_left
         note = Note("moving", self.member.session, f"to={ids.peer_short(target)} bytes_left={left}")
@@ -147,6 +147,13 @@ class Handover:
         member.serving, member.voter.host, member.heard_at = None, None, now
         self.leaving, self._given = None, (move.target, now + timers.HANDOVER_S)
         return effects
+
+    def severed_from(self, now: float, peer: PeerId) -> list[Effect]:
+        """The target of a move is gone."""
+        if self.leaving is None or peer != self.leaving.target:
+            return []
+        self.leaving.refusal = "the target is gone"
+        return self.go_on(now)
 
     def on_ready(self, now: float, peer: PeerId, ready: messages.HandoverReady) -> list[Effect]:
         """The target's answer."""

@@ -218,7 +218,9 @@ class Member:
 
     def severed_from(self, now: float, peer: PeerId) -> list[Effect]:
         """The link to a peer was reset and could not be made again."""
-        if self.serving is not None or not (peer == self.voter.host or self.handover.gave_to(peer)):
+        if self.serving is not None:
+            return self.handover.severed_from(now, peer)
+        if peer != self.voter.host and not self.handover.gave_to(peer):
             return []
         self.severed = True
         return self.tick(now)

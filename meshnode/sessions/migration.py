@@ -79,8 +79,10 @@ class Progress:
 class Leaving:
     """One move of one session. `refusal` says why it was called off."""
 
-    def __init__(self, target: PeerId, now: float) -> None:
+    def __init__(self, target: PeerId, now: float, *, stop_first: bool = False) -> None:
         self.target = target
+        self.stop_first = stop_first
+        """Stop before the target loads: what a move would cost without make before break (bench/migrate.py)."""
         self.stage = Stage.COPYING
         self.rounds = 0
         self.refusal = ""
@@ -130,6 +132,9 @@ class Leaving:
             return None
         self.stage = Stage.LOADING
         self._stalled_at, self._request_at = now + STALL_S, now + REQUEST_S
+        if self.stop_first:
+            self._request_at = now
+            return Act.STOP
         return Act.REQUEST
 
     def _load(self, now: float, progress: Progress) -> Act | None:

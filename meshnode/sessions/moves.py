@@ -43,6 +43,8 @@ class Migrate:
 
     session: SessionId
     to: PeerId | None = None
+    stop_first: bool = False
+    """Without make before break, to measure what that is worth."""
 
 
 Order = Drain | Undrain | Migrate
@@ -92,13 +94,13 @@ class Moves:
         """When the next look is due."""
         return self._look_at
 
-    def migrate(self, now: float, member: Member, to: PeerId | None) -> list[Effect]:
+    def migrate(self, now: float, member: Member, to: PeerId | None, *, stop_first: bool = False) -> list[Effect]:
         """One session, because somebody says so. What stands against it is noted."""
         target = to if to is not None else self.target(member)
         if refusal := self.refusal(member, to):
             return [Note("move refused", member.session, refusal)]
         assert target is not None
-        return member.handover.start(now, target)
+        return member.handover.start(now, target, stop_first=stop_first)
 
     def refusal(self, member: Member, to: PeerId | None) -> str:
         """Why this session cannot move (there) now; empty if it can."""

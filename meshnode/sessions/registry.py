@@ -300,9 +300,9 @@ class Registry:
                 return self.moves.drain(now, patience_s) + self.moves.tick(now, self.members.values())
             case moves.Undrain():
                 return self.moves.undrain()
-            case moves.Migrate(session, to):
+            case moves.Migrate(session, to, stop_first):
                 member = self.members.get(session)
-                return self.moves.migrate(now, member, to) if member is not None else []
+                return self.moves.migrate(now, member, to, stop_first=stop_first) if member is not None else []
 
     # ------------------------------------------------------------------------------------------------------------- time
 

@@ -6,6 +6,7 @@ a clock may leap. After each event the invariants are looked at, so the first ba
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import random
@@ -317,7 +318,7 @@ class World:
             if machine.brain is not None and machine.brain.members:
                 machine.brain.moves.able = frozenset(self.machines)
                 order = moves.Migrate(cases.SESSION, self.rng.choice(list(self.machines)))
-                self._step(machine, lambda at=machine: at.brain.ordered(self._clock(at), order))
+                self._step(machine, functools.partial(machine.brain.ordered, self._clock(machine), order))
 
     def _crash(self, machine: Machine) -> None:
         self.reached["crashed"] += 1
