@@ -364,3 +364,50 @@ async def test_a_session_without_a_replica_stays_and_the_drain_says_why(autojump
             assert (left.moving, left.able) == (False, False)
             assert "no replica" in left.why
             assert [token.id async for token in session.say(QUESTION)] == world.expected(WANTS, QUESTION, 64)
+
+
+async def test_a_drain_moves_idle_sessions_first_and_a_call_when_its_answer_is_over(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    call = manifest.read({"characteristics": {"kind": "synchronous", "context_tokens": 1024}})
+    async with world.world() as place:
+        await place.start("a")
+        await place.start("b", join=["a"])
+        await place.start("c", join=["a"], host=False)
+        await place.wait_meshed()
+        async with place.agent("a", "b", "c") as mesh, mesh.session(call) as calling:
+            await calling.wait_moved(1)
+            leaving = calling.host
+            async with mesh.session(WANTS) as one, mesh.session(WANTS) as two, mesh.session(WANTS) as last:
+                idle = (one, two, last)
+                for session in idle:
+                    if (await session.wait_moved(1)).host != leaving:
+                        migrate(place, session, leaving)
+                        await session.wait_moved(2)
+                said: list[int] = []
+                async for token in calling.say(QUESTION):
+                    said.append(token.id)
+                    if len(said) == 5:
+                        order(place, leaving, moves.Drain(60.0))
+                assert calling.host == leaving, "it stays in mid-sentence"
+                assert leaving not in [session.host for session in idle]
+                await calling.wait_moved(2)
+            assert said == world.expected(call, QUESTION, 64)
+
+
+async def test_a_drain_whose_patience_is_over_moves_a_call_in_mid_sentence(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    call = manifest.read({"characteristics": {"kind": "synchronous", "context_tokens": 1024}})
+    async with world.world() as place:
+        await three(place)
+        async with place.agent("a", "b", "c") as mesh, mesh.session(call) as calling:
+            await calling.wait_moved(1)
+            leaving = calling.host
+            said: list[int] = []
+            async for token in calling.say(QUESTION):
+                said.append(token.id)
+                if len(said) == 5:
+                    order(place, leaving, moves.Drain(0.3))
+            assert calling.host != leaving
+            assert said == world.expected(call, QUESTION, 64)
