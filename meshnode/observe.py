@@ -11,6 +11,7 @@ from meshnode import ids, orders, peer
 from meshnode.machine import Note
 from meshnode.ports import Lane
 from meshnode.sessions import messages
+from meshnode.sessions.member import Member
 
 NOTES_MAX = 256
 
@@ -101,6 +102,15 @@ def peers(brain: peer.Peer, now: float) -> list[dict[str, Any]]:
     ]
 
 
+def _repair(member: Member) -> str:
+    """What is missing and what is done about it; empty where all is well or this node does not own the session."""
+    if member.serving is None:
+        return "" if member.seating.seated else "catching up"
+    if len(member.contract.seats) < 3:
+        return "no failover: it was placed without replicas"
+    return member.serving.repair.word
+
+
 def sessions(brain: peer.Peer) -> list[dict[str, Any]]:
     """Sessions in which this node has a seat."""
     rows = []
@@ -112,10 +122,14 @@ def sessions(brain: peer.Peer) -> list[dict[str, Any]]:
                 "id": session.hex(),
                 "kind": member.contract.manifest.characteristics.kind.value,
                 "state": member.state.value,
-                "role": next(seat.role for seat in member.contract.seats if seat.peer == brain.me),
+                "role": member.seating.role,
                 "hosting": serving is not None,
                 "host": ids.peer_text(member.host) if member.host else None,
-                "seats": [{"peer": ids.peer_text(seat.peer), "role": seat.role} for seat in member.contract.seats],
+                "seats": [
+                    {"peer": ids.peer_text(seat.peer), "role": seat.role} for seat in member.seating.current.seats
+                ],
+                "configuration": member.seating.current.number,
+                "repair": _repair(member),
                 "epoch": member.voter.epoch,
                 "log_seq": member.voter.log.last,
                 "released_seq": member.voter.released,

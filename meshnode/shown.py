@@ -89,14 +89,26 @@ def peers(found: list[dict[str, Any]]) -> Table:
 def sessions(found: list[dict[str, Any]]) -> Table:
     """What `meshnode sessions ps` shows."""
     table = Table(box=None, header_style="dim")
-    for title in ("session", "kind", "state", "here", "host", "epoch", "released", "tokens", "pages"):
+    for title in (
+        "session",
+        "kind",
+        "state",
+        "here",
+        "host",
+        "epoch",
+        "released",
+        "tokens",
+        "pages",
+        "voters",
+        "repair",
+    ):
         table.add_column(title)
     for row in found:
         here = "[bold]host[/bold]" if row["hosting"] else row["role"] if row["role"] != "host" else "voter"
         pages = row["pages_sealed"] if row["hosting"] else row["pages_stored"]
         table.add_row(
             row["id"][:8], row["kind"], row["state"], here, (row["host"] or "-")[-6:], str(row["epoch"]),
-            str(row["released_seq"]), str(row["tokens"]), str(pages),
+            str(row["released_seq"]), str(row["tokens"]), str(pages), str(len(row["seats"])), row["repair"],
         )  # fmt: skip
     return table
 

@@ -173,6 +173,19 @@ class Confirm:
     refusals: Reasons
 
 
+@schema.message(20)
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A session's owner asks a bidder in, for a voter that was lost; answered by Confirm. Log and pages follow."""
+
+    auction: RequestId
+    session: SessionId
+    award: Annotated[bytes, Max(AWARD_BYTES_MAX)]
+    role: Annotated[str, Max(8)]
+    since: Annotated[int, Max(1 << 40)]
+    """The newcomer answers no candidate before its log reaches this seq."""
+
+
 @schema.message(18)
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from meshnode import ids
 from meshnode.ids import PeerId
-from meshnode.machine import Effect, Note, Send, Unload
+from meshnode.machine import Effect, Note, Persist, Send, Unload
 from meshnode.ports import Lane
-from meshnode.sessions import lifecycle, messages, migration, timers
+from meshnode.sessions import lifecycle, messages, migration, records, refer, timers
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.migration import Act, Leaving, Progress
 
@@ -57,6 +57,16 @@ class Handover:
         if self.member.state is State.MIGRATING:
             self.member.state = lifecycle.move(self.member.state, State.ACTIVE)
 
+    def on_message(self, now: float, peer: PeerId, message: refer.FromVoter, refusal: str) -> list[Effect]:
+        """Another voter speaks of a move. `refusal`: why this node takes none."""
+        match message:
+            case refer.HandoverRequest():
+                return self.on_request(now, peer, message, refusal)
+            case refer.HandoverReady():
+                return self.on_ready(now, peer, message)
+            case refer.Refer():
+                return self.on_refer(now, peer, message)
+
     # ------------------------------------------------------------------------------------------------------- the owner
 
     def refusal(self, target: PeerId | None) -> str:
@@ -76,7 +86,7 @@ class Handover:
         if target == member.me:
             return "it runs there already"
         # A node outside of the group becomes a replica first (a change of configuration), and then this holds.
-        if target is not None and target not in serving.hosting.replicas:
+        if target is not None and target not in set(serving.hosting.replicas) & serving.owner.voters:
             return "that node is no replica of it: it can move inside its group only"
         return ""
 
@@ -117,7 +127,7 @@ class Handover:
             serving.stopping = True
             act = self.leaving.go_on(now, self._progress(now))
         if act is Act.REQUEST:
-            ask = messages.HandoverRequest(self.member.session, serving.epoch)
+            ask = refer.HandoverRequest(self.member.session, serving.epoch)
             return [Send(self.leaving.target, Lane.SIGNAL, ask)]
         if act is Act.CALL_OFF:
             return self._call_off(now)
@@ -140,8 +150,9 @@ class Handover:
         epoch, log = member.serving.epoch, member.voter.log
         detail = f"to={ids.peer_short(move.target)} seq={log.last} rounds={move.rounds}"
         effects: list[Effect] = [Note("handed over", member.session, detail)]
-        effects.append(Send(move.target, Lane.MEDIA, messages.Refer(member.session, epoch, log.last)))
-        effects += member.persist(member.voter.promise(epoch + 1, move.target))
+        effects.append(Send(move.target, Lane.MEDIA, refer.Refer(member.session, epoch, log.last)))
+        made = member.voter.promise(epoch + 1, move.target)
+        effects += [Persist(member.session, records.pack(record)) for record in made]
         promise = messages.Promise(member.session, epoch + 1, True, log.last_epoch, log.last, log.last, ())
         effects.append(Send(move.target, Lane.SIGNAL, promise, member.session))
         member.serving, member.voter.host, member.heard_at = None, None, now
@@ -155,7 +166,7 @@ class Handover:
         self.leaving.refusal = "the target is gone"
         return self.go_on(now)
 
-    def on_ready(self, now: float, peer: PeerId, ready: messages.HandoverReady) -> list[Effect]:
+    def on_ready(self, now: float, peer: PeerId, ready: refer.HandoverReady) -> list[Effect]:
         """The target's answer."""
         serving = self.member.serving
         if self.leaving is None or serving is None or peer != self.leaving.target or ready.epoch != serving.epoch:
@@ -165,15 +176,19 @@ class Handover:
 
     # ------------------------------------------------------------------------------------------------------ the target
 
-    def on_request(self, now: float, peer: PeerId, ask: messages.HandoverRequest, refusal: str) -> list[Effect]:
+    def on_request(self, now: float, peer: PeerId, ask: refer.HandoverRequest, refusal: str) -> list[Effect]:
         """Load the session, or say how far that is. `refusal`: why this node takes none."""
         member = self.member
         voter = member.voter
         if member.serving is not None or member.noted_evidence or (peer, ask.epoch) != (voter.host, voter.epoch):
             return []
-        if refusal or not member.hosts:
-            answer = messages.HandoverReady(
-                member.session, ask.epoch, voter.log.last, 0, refusal or "it has no engine that fits"
+        if refusal or not member.stands:
+            answer = refer.HandoverReady(
+                member.session,
+                ask.epoch,
+                voter.log.last,
+                0,
+                refusal or "it cannot own the session: no engine that fits, or no vote",
             )
             return [Send(peer, Lane.SIGNAL, answer)]
         if self._arriving is not None and self._arriving.epoch == ask.epoch:
@@ -205,14 +220,8 @@ class Handover:
         assert move is not None
         assert member.hosting is not None
         behind = member.hosting.behind(member.context())
-        ready = messages.HandoverReady(member.session, move.epoch, member.voter.log.last, behind, "")
+        ready = refer.HandoverReady(member.session, move.epoch, member.voter.log.last, behind, "")
         return Send(move.host, Lane.SIGNAL, ready)
-
-    def on_stepped(self) -> list[Effect]:
-        """A pass without an owner's draw is done."""
-        if self.member.hosting is not None:
-            self.member.hosting.busy = False
-        return self.follow()
 
     def on_faulted(self, reason: str) -> list[Effect]:
         """The engine has no room for it, or worse: say so, and let go."""
@@ -220,7 +229,7 @@ class Handover:
         if move is None:
             return []
         seq = self.member.voter.log.last
-        answer = messages.HandoverReady(self.member.session, move.epoch, seq, 0, reason[:256] or "the engine refused")
+        answer = refer.HandoverReady(self.member.session, move.epoch, seq, 0, reason[:256] or "the engine refused")
         return [Send(move.host, Lane.SIGNAL, answer), *self._let_go()]
 
     def _let_go(self) -> list[Effect]:
@@ -230,21 +239,22 @@ class Handover:
         self.member.hosting = None
         return [Unload(self.member.session)]
 
-    def on_refer(self, now: float, peer: PeerId, refer: messages.Refer) -> list[Effect]:
+    def on_refer(self, now: float, peer: PeerId, told: refer.Refer) -> list[Effect]:
         """Be the next owner. No pre-vote: the only one who could be deposed asks for it."""
         member = self.member
         voter = member.voter
-        theirs = (peer, refer.epoch, refer.epoch) == (voter.host, voter.epoch, voter.promised)
+        theirs = (peer, told.epoch, told.epoch) == (voter.host, voter.epoch, voter.promised)
         if member.serving is not None or self._referred or not theirs:
             return []
-        act = member.candidate.refer(voter.promised)
-        if act is None:
+        if not member.stands:
             return []
+        member.candidate.rank, member.candidate.voters = member.seating.rank, member.seating.electorate
+        act = member.candidate.refer(voter.promised)
         self._referred = member.noted_evidence = True
         for step in (State.ACTIVE, State.MIGRATING):  # this may be the first that is heard of the session's owner
             if member.state is not State.RECOVERING:
                 member.state = lifecycle.move(member.state, step)
-        effects: list[Effect] = [Note("referred", member.session, f"seq={refer.seq} here={voter.log.last}")]
+        effects: list[Effect] = [Note("referred", member.session, f"seq={told.seq} here={voter.log.last}")]
         if member.hosting is None:
             effects += member.load().restore(member.context())
         return effects + member.act(now, act)

@@ -81,6 +81,14 @@ class Hosting:
         for replica in replicas:
             self.pages.added(replica)
 
+    def supply(self, replicas: tuple[PeerId, ...]) -> None:
+        """Who gets pages from here on; who got some before keeps its progress."""
+        for peer in set(self.replicas) - set(replicas):
+            self.pages.removed(peer)
+        for peer in set(replicas) - set(self.replicas):
+            self.pages.added(peer)
+        self.replicas = replicas
+
     def align(self, context: list[int]) -> None:
         """What was loaded on a guess may part from the log that was adopted; forget it from there on."""
         if not self.busy:

@@ -12,28 +12,36 @@ from collections.abc import Sequence
 
 from meshnode import errors
 from meshnode.ids import Digest, PeerId, SessionId
-from meshnode.machine import Effect, Forget, Note, Persist, Restored, Send, Unload
+from meshnode.machine import Effect, Forget, Note, Persist, Send, Unload
 from meshnode.manifest import Sharing
 from meshnode.ports import EngineCard, Lane
-from meshnode.sessions import failover, lifecycle, messages, records, timers
+from meshnode.sessions import audience, failover, lifecycle, messages, records, timers
+from meshnode.sessions.audience import Subscriber
 from meshnode.sessions.contract import Contract
 from meshnode.sessions.failover import Act
 from meshnode.sessions.handover import Handover
 from meshnode.sessions.hosting import Hosting
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.replica import Replica
-from meshnode.sessions.serving import Serving, Subscriber
+from meshnode.sessions.seating import Seating
+from meshnode.sessions.serving import Serving
 from meshnode.sessions.transcript import Transcript
 from meshnode.sessions.voter import Record, Voter
-
-SUBSCRIBERS_MAX = 16
+from meshnode.wire import keys
 
 
 class Member:
     """One session at one voter."""
 
     def __init__(
-        self, me: PeerId, contract: Contract, voter: Voter, card: EngineCard | None, rng: random.Random, now: float
+        self,
+        me: PeerId,
+        contract: Contract,
+        voter: Voter,
+        card: EngineCard | None,
+        rng: random.Random,
+        now: float,
+        identity: keys.Identity | None = None,
     ) -> None:
         self.me = me
         self.session: SessionId = voter.session
@@ -51,10 +59,9 @@ class Member:
         self.hosting: Hosting | None = None
         self._card = card
         self._loads = 0
-        self._asked: dict[PeerId, int] = {}
-        others = [seat.peer for seat in contract.seats if seat.peer != me]
-        self.others = tuple(others)
-        self.candidate = failover.Candidate(me, (len(others) + 1) // 2, self._rank(), rng)
+        self._asked = failover.Questions()
+        self.seating = Seating(me, contract, voter, identity)
+        self.candidate = failover.Candidate(me, self.seating.electorate, self.seating.rank, rng)
         self.replica = Replica(voter, card)
         self.handover = Handover(self)
         self.noted_evidence = False
@@ -62,13 +69,22 @@ class Member:
         self.revived = False
         """Whether this member comes from the journal, and not from an award of this process's life."""
 
-    def _rank(self) -> int | None:
-        """Succession: replicas first, then the witness if it can host, the host of the award last."""
-        if self._card is None:
-            return None
-        order = {"replica": 0, "witness": 1, "host": 2}
-        line = sorted(self.contract.seats, key=lambda seat: order[seat.role])
-        return [seat.peer for seat in line].index(self.me)
+    @property
+    def others(self) -> tuple[PeerId, ...]:
+        """The other voters, as far as this one heard."""
+        return self.seating.others
+
+    def hears(self, peer: PeerId) -> bool:
+        """Whether this peer's frames are read: it has or had a seat, or is about to get one from us."""
+        learner = self.serving.repair.learner if self.serving is not None else None
+        return peer in self.seating.known or (learner is not None and learner.peer == peer)
+
+    @property
+    def birth(self) -> bytes:
+        """The signed award, as the first entry has it."""
+        first = self.voter.log.changes[0]
+        assert isinstance(first, messages.Birth)
+        return first.award
 
     # ------------------------------------------------------------------------------------------------------ ownership
 
@@ -89,11 +105,6 @@ class Member:
             return []
         self.load()
         return self._serve(now, 1)
-
-    @property
-    def hosts(self) -> bool:
-        """Whether this node's engine fits the session."""
-        return self._card is not None
 
     def load(self) -> Hosting:
         """Give the session a place in the engine, still empty."""
@@ -116,14 +127,15 @@ class Member:
             self.me,
             self.voter,
             epoch,
-            self.others,
+            self.seating,
             self.hosting,
             self.contract.manifest,
             self.timers,
             self.subscribers,
             now,
         )
-        replicas = tuple(seat.peer for seat in self.contract.seats if seat.role != "witness" and seat.peer != self.me)
+        seats = self.seating.current.seats
+        replicas = tuple(seat.peer for seat in seats if seat.role != "witness" and seat.peer != self.me)
         effects = self.serving.open(now, replicas)
         over = self.serving.transcript.closed is not None
         self.state = lifecycle.move(self.state, State.TERMINATING if over else State.ACTIVE)
@@ -141,19 +153,7 @@ class Member:
         self.handover.reset()
         return effects
 
-    def on_restored(self, now: float, event: Restored) -> list[Effect]:
-        """Pages are in the engine, be it on a guess or as the owner."""
-        if self.hosting is None or event.load != self.hosting.load:
-            return []
-        pages = event.tokens // self.hosting.card.page_tokens
-        effects: list[Effect] = [Note("restored", self.session, f"pages={pages}")]
-        if self.serving is not None:
-            return effects + self.serving.on_restored(now, event)
-        self.hosting.restored(event.tokens)
-        return effects + self.handover.follow()
-
-    def persist(self, made: Sequence[Record]) -> list[Effect]:
-        """Records for the journal."""
+    def _persist(self, made: Sequence[Record]) -> list[Effect]:
         return [Persist(self.session, records.pack(record)) for record in made]
 
     # --------------------------------------------------------------------------------------------------- being a voter
@@ -163,7 +163,7 @@ class Member:
         if ask.epoch == self.voter.epoch and self.serving is not None:
             raise errors.PeerError("entries of an epoch that this node owns")
         made, reply = self.voter.on_replicate(peer, ask)
-        effects = self.persist(made)
+        effects = self._persist(made)
         if reply.epoch == ask.epoch:
             effects += self._heard(now, ask.epoch)
         effects.append(Send(peer, Lane.MEDIA, reply, self.session))
@@ -183,29 +183,31 @@ class Member:
 
     def on_prevote(self, peer: PeerId, ask: messages.PreVote) -> list[Effect]:
         """Remember the question; the answer comes with the evidence."""
-        if self.serving is not None:
+        if self.seating.ousted(peer):
+            return [Send(peer, Lane.SIGNAL, messages.Out(self.session, self.seating.settled.number))]
+        if self.serving is not None or not self.voter.votes:
             return []
         if ask.epoch <= self.voter.promised:
             # Without this a voter that missed a promise would ask for that epoch for ever.
             known = messages.Promise(self.session, self.voter.promised, False, 0, 0, 0, ())
             return [Send(peer, Lane.SIGNAL, known, self.session)]
-        self._asked[peer] = ask.epoch
+        self._asked.note(peer, ask.epoch)
         # Who owned it and asks for votes does not own it any more, and to whom it was given one may give it.
         released = peer == self.voter.host or self.handover.gave_to(peer)
         return self._answer_prevotes() if self.noted_evidence or released else []
 
     def _answer_prevotes(self) -> list[Effect]:
-        asked, self._asked = self._asked, {}
-        return [
-            Send(peer, Lane.SIGNAL, messages.PreVoted(self.session, epoch))
-            for peer, epoch in asked.items()
-            if epoch > self.voter.promised
-        ]
+        route = self.seating.route(self.voter.log.last)
+        return self._asked.answers(self.session, self.voter.promised, route)
 
     def on_prepare(self, now: float, peer: PeerId, ask: messages.Prepare) -> list[Effect]:
         """Promise, durably, and show the log."""
+        if self.seating.ousted(peer):
+            return [Send(peer, Lane.SIGNAL, messages.Out(self.session, self.seating.settled.number))]
+        if not self.voter.votes:
+            return []
         made, reply = self.voter.on_prepare(peer, ask)
-        effects = self.persist(made)
+        effects = self._persist(made)
         if made:
             effects += self.depose(now) if self.serving is not None else []
             self.handover.reset()
@@ -219,7 +221,8 @@ class Member:
     def severed_from(self, now: float, peer: PeerId) -> list[Effect]:
         """The link to a peer was reset and could not be made again."""
         if self.serving is not None:
-            return self.handover.severed_from(now, peer)
+            self.serving.repair.severed(peer)
+            return self.serving.repair.tick(now, self.serving) + self.handover.severed_from(now, peer)
         if peer != self.voter.host and not self.handover.gave_to(peer):
             return []
         self.severed = True
@@ -244,11 +247,19 @@ class Member:
             effects.append(Note("detected", self.session, evidence))
             effects += self._answer_prevotes()
             self.state = lifecycle.move(self.state, State.RECOVERING)
-        if self._card is None:
+        if not self.stands:
             return effects + self._probe(now)
+        self.candidate.rank = self.seating.rank
         self.candidate.begin(now)
+        if self.candidate.due <= now:
+            self.candidate.voters = self.seating.electorate
         act = self.candidate.tick(now, self.voter.promised)
         return effects + (self.act(now, act) if act is not None else [])
+
+    @property
+    def stands(self) -> bool:
+        """Whether this voter may become the owner: it can host, its log seats it, and shows where its vote counts."""
+        return self._card is not None and self.seating.seated and self.voter.votes
 
     def _probe(self, now: float) -> list[Effect]:
         """Who cannot stand asks all the same, for an epoch that costs nobody a vote: it may have missed the end."""
@@ -268,9 +279,11 @@ class Member:
                 return effects + [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
             case Act.PREPARE:
                 made = self.voter.promise(self.candidate.epoch, self.me)
-                self.candidate.preparing(now, self.voter.released)
-                effects = [*self.persist(made), *self._prepare(self.others, self.voter.released)]
+                self.candidate.preparing(now, self.voter.released, frozenset(self.others))
+                effects = [*self._persist(made), *self._prepare(self.others, self.voter.released)]
                 return effects + self._decide(now)
+            case Act.WIDEN:
+                return self._prepare(self.candidate.widen(), self.candidate.after)
             case Act.FETCH:
                 assert self.candidate.best is not None
                 return self._prepare((self.candidate.best,), self.candidate.next_fetch(now))
@@ -298,7 +311,11 @@ class Member:
         return self._decide(now) if self.candidate.on_promise(peer, promise) else []
 
     def _decide(self, now: float) -> list[Effect]:
-        act = self.candidate.decide(self.voter.log.last_epoch, self.voter.log.last)
+        last = self.voter.log.last
+        after = self.candidate.after
+        act = self.candidate.decide(
+            self.voter.log.last_epoch, last, lambda entries: self.seating.behind(after, entries)
+        )
         return self.act(now, act) if act is not None else []
 
     def _take(self, now: float) -> list[Effect]:
@@ -306,7 +323,7 @@ class Member:
         effects: list[Effect] = []
         adopted = self.candidate.adopted()
         if adopted is not None:
-            effects += self.persist(self.voter.adopt(self.candidate.after, adopted))
+            effects += self._persist(self.voter.adopt(self.candidate.after, adopted))
         if self.hosting is None:
             effects += self.load().restore(self.context())
         effects.append(Note("elected", self.session, f"epoch={epoch} adopted={len(adopted or ())}"))
@@ -328,11 +345,10 @@ class Member:
 
     def on_subscribe(self, now: float, client: PeerId, ask: messages.Subscribe) -> list[Effect]:
         """A client attends. Every voter remembers it, the owner answers."""
-        if client not in self.subscribers and len(self.subscribers) >= SUBSCRIBERS_MAX:
-            oldest = min(self.subscribers, key=lambda one: self.subscribers[one].asked_at)
-            del self.subscribers[oldest]
-        self.subscribers[client] = Subscriber(min(ask.after, self.voter.log.last), now)
-        return self.serving.on_subscribe(now, client) if self.serving is not None else []
+        audience.attend(self.subscribers, client, min(ask.after, self.voter.log.last), now)
+        route = self.seating.route(self.voter.released)
+        told: list[Effect] = [Send(client, Lane.SIGNAL, route)] if route is not None else []
+        return told + (self.serving.on_subscribe(now, client) if self.serving is not None else [])
 
     # ------------------------------------------------------------------------------------------------------------ time
 
@@ -352,15 +368,27 @@ class Member:
             return min(self.serving.owner.heartbeat_at, self.handover.deadline)
         if not self.noted_evidence:
             return min(self.heard_at + self.timers.lost_after_s, self.handover.deadline)
-        return self.candidate.due if self._card is not None else self._probe_at
+        return self.candidate.due if self.stands else self._probe_at
 
     def finished(self, now: float) -> list[Effect] | None:
         """None while the session lives here; otherwise the last effects."""
         stillborn = self.state is State.PROCEEDING and now >= self.deadline
         over = self.serving.over(now) if self.serving is not None else self.voter.closed
-        if not stillborn and not over:
+        # A newcomer that nobody seated and nobody writes to: its sponsor died, or chose another.
+        abandoned = not self.seating.seated and now >= self.heard_at + 2 * self.timers.replace_after_s
+        if not stillborn and not over and not abandoned:
             return None
         return self.drop(closed=over)
+
+    def on_route(self, route: messages.Route) -> None:
+        """Signed rosters: who else is a voter by now."""
+        self.seating.learn(route)
+
+    def ousts(self, peer: PeerId, out: messages.Out) -> bool:
+        """Whether this word ends the session here: a later configuration, or the present owner, does without us."""
+        current = self.seating.current.number
+        later = out.number > current or (out.number == current and not self.seating.seated)
+        return later or (peer == self.voter.host and out.number >= current)
 
     def drop(self, *, closed: bool) -> list[Effect]:
         """The last effects."""

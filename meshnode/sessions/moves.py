@@ -6,7 +6,7 @@ grows urgent when its patience is over. It knows of the mesh only who is able to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from meshnode.ids import PeerId, SessionId
@@ -93,6 +93,17 @@ class Moves:
     def deadline(self) -> float:
         """When the next look is due."""
         return self._look_at
+
+    def ordered(self, now: float, order: Order, members: Mapping[SessionId, Member]) -> list[Effect]:
+        """The node's owner speaks."""
+        match order:
+            case Drain(patience_s):
+                return self.drain(now, patience_s) + self.tick(now, members.values())
+            case Undrain():
+                return self.undrain()
+            case Migrate(session, to, stop_first):
+                member = members.get(session)
+                return self.migrate(now, member, to, stop_first=stop_first) if member is not None else []
 
     def migrate(self, now: float, member: Member, to: PeerId | None, *, stop_first: bool = False) -> list[Effect]:
         """One session, because somebody says so. What stands against it is noted."""

@@ -25,11 +25,14 @@ from meshnode.machine import (
 from meshnode.manifest import class_fits
 from meshnode.ports import EngineCard, Lane
 from meshnode.sessions import contract as contracts
-from meshnode.sessions import log, messages, moves, records
+from meshnode.sessions import engaged, log, messages, moves, records, refer
 from meshnode.sessions.contract import Contract
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.member import Member
+from meshnode.sessions.repair import Search
 from meshnode.sessions.voter import Voter
+from meshnode.wire import keys
+from meshnode.wire.award import Seat
 
 SESSIONS_MAX = 1024
 TOMBSTONES_MAX = 4096
@@ -45,10 +48,11 @@ FromVoter = (
     | messages.Promise
     | messages.PageOffer
     | messages.PageAck
-    | messages.HandoverRequest
-    | messages.HandoverReady
-    | messages.Refer
+    | refer.FromVoter
     | messages.Gone
+    | messages.Route
+    | messages.Out
+    | messages.Unknown
 )
 FromAgent = messages.Ack | messages.Subscribe | messages.Message | messages.Interrupt | messages.Bye
 FromHands = Durable | Encoded | Stepped | Restored | Faulted | PageStored | PageFailed | Evicted
@@ -57,8 +61,12 @@ FromHands = Durable | Encoded | Stepped | Restored | Faulted | PageStored | Page
 class Registry:
     """The sessions in which this node has a seat."""
 
-    def __init__(self, me: PeerId, card: EngineCard | None, rng: random.Random) -> None:
+    def __init__(
+        self, me: PeerId, card: EngineCard | None, rng: random.Random, identity: keys.Identity | None = None
+    ) -> None:
         self.me = me
+        self.identity = identity
+        """Signs configurations; without it lost voters are not replaced."""
         self.card = card
         self.rng = rng
         self.moves = moves.Moves()
@@ -92,7 +100,7 @@ class Registry:
         wants, card = contract.manifest.placement, self.card
         fits = card is not None and wants.model in ("", card.model) and wants.model_digest in (b"", card.model_digest)
         fits = fits and card is not None and class_fits(wants.numeric_class, card.numeric_class)
-        return Member(self.me, contract, voter, card if fits else None, self.rng, now)
+        return Member(self.me, contract, voter, card if fits else None, self.rng, now, self.identity)
 
     def replay(self, now: float, journal: Iterable[bytes], pages: Mapping[SessionId, set[Digest]]) -> None:
         """Find everything again after a start. Raises StoreError."""
@@ -138,6 +146,7 @@ class Registry:
         found: list[records.Record] = [messages.Dropped(session, closed) for session, closed in self._over.items()]
         for session, member in self.members.items():
             voter = member.voter
+            found += [voter.joined] if voter.joined is not None else []
             found += voter.appended(0)
             if voter.candidate is not None:
                 found.append(messages.Promised(session, voter.promised, voter.candidate))
@@ -154,11 +163,13 @@ class Registry:
         """Another voter speaks. Raises PeerError if it has no seat."""
         member = self.members.get(message.session)
         if member is None:
-            told = self._over.get(message.session, False) and not isinstance(message, messages.Gone)
-            return [Send(peer, Lane.SIGNAL, messages.Gone(message.session))] if told else []
-        if peer not in member.others:
+            return self._no_member(peer, message)
+        if isinstance(message, messages.Route):
+            member.on_route(message)  # its signatures speak for it, whoever brought it
+            return []
+        if not member.hears(peer):
             raise errors.PeerError("a voter's message from a peer that has no seat")
-        if not isinstance(message, messages.Gone) and message.epoch > member.voter.promised + EPOCH_LEAP_MAX:
+        if getattr(message, "epoch", 0) > member.voter.promised + EPOCH_LEAP_MAX:
             raise errors.PeerError("an epoch that no number of rounds has led to")
         match message:
             case messages.Replicate():
@@ -178,15 +189,22 @@ class Registry:
             case messages.PageAck():
                 acked = member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
                 return acked + member.handover.go_on(now)
-            case messages.HandoverRequest():
-                refusal = moves.DRAINS if self.moves.draining else ""
-                return member.handover.on_request(now, peer, message, refusal)
-            case messages.HandoverReady():
-                return member.handover.on_ready(now, peer, message)
-            case messages.Refer():
-                return member.handover.on_refer(now, peer, message)
+            case refer.HandoverRequest() | refer.HandoverReady() | refer.Refer():
+                return member.handover.on_message(now, peer, message, moves.DRAINS if self.moves.draining else "")
             case messages.Gone():
                 return self._missed_the_end(member)
+            case messages.Out():
+                out = member.ousts(peer, message)
+                return self._remove(member, member.drop(closed=False), closed=False) if out else []
+            case messages.Unknown():
+                serving = member.serving
+                return serving.repair.unknown(now, serving, peer) if serving is not None else []
+
+    def _no_member(self, peer: PeerId, message: FromVoter) -> list[Effect]:
+        if self._over.get(message.session, False) and not isinstance(message, messages.Gone):
+            return [Send(peer, Lane.SIGNAL, messages.Gone(message.session))]
+        asked = isinstance(message, messages.Replicate)
+        return [Send(peer, Lane.SIGNAL, messages.Unknown(message.session))] if asked else []
 
     def _missed_the_end(self, member: Member) -> list[Effect]:
         """It was closed while this voter was away. Believed only by one that looks for an owner, and finds none."""
@@ -244,10 +262,8 @@ class Registry:
             case Evicted(session):
                 self.stored.pop(session, None)
                 return member.replica.on_evicted()
-            case Restored():
-                return member.on_restored(now, event)
-        if isinstance(event, Stepped | Faulted):
-            return self._worked(now, member, event)
+            case Restored() | Stepped() | Faulted():
+                return engaged.worked(now, member, event)
         serving = member.serving
         if serving is None:
             return []
@@ -257,21 +273,10 @@ class Registry:
             case Encoded():
                 return serving.on_encoded(now, event)
 
-    def _worked(self, now: float, member: Member, event: Stepped | Faulted) -> list[Effect]:
-        """The engine moved, or would not; nobody hears of a load that is over."""
-        serving, hosting = member.serving, member.hosting
-        if hosting is None or event.load != hosting.load:
-            return []
-        if serving is None:  # a load on a guess, or for a move
-            handover = member.handover
-            return handover.on_stepped() if isinstance(event, Stepped) else handover.on_faulted(event.reason)
-        effects = serving.on_stepped(now, event) if isinstance(event, Stepped) else serving.on_faulted(now, event)
-        return effects + member.handover.go_on(now)
-
     def admits(self, peer: PeerId, session: SessionId, page_index: int, epoch: int) -> None:
         """Raises PeerError for a page that must not be stored."""
         member = self.members.get(session)
-        if member is None or peer not in member.others:
+        if member is None or not member.hears(peer):
             raise errors.PeerError("a page for a session that does not expect one")
         member.admit_page(peer, page_index, epoch)
 
@@ -281,7 +286,7 @@ class Registry:
 
     def relinked(self, now: float, peer: PeerId) -> list[Effect]:
         """A link to a peer came up."""
-        serving = [one.serving for one in self.members.values() if one.serving is not None and peer in one.others]
+        serving = [one.serving for one in self.members.values() if one.serving is not None and one.hears(peer)]
         return [effect for one in serving for effect in one.relinked(now, peer)]
 
     def release(self, peer: PeerId, auction: RequestId, session: SessionId) -> list[Effect]:
@@ -295,14 +300,47 @@ class Registry:
 
     def ordered(self, now: float, order: moves.Order) -> list[Effect]:
         """The node's owner speaks."""
-        match order:
-            case moves.Drain(patience_s):
-                return self.moves.drain(now, patience_s) + self.moves.tick(now, self.members.values())
-            case moves.Undrain():
-                return self.moves.undrain()
-            case moves.Migrate(session, to, stop_first):
-                member = self.members.get(session)
-                return self.moves.migrate(now, member, to, stop_first=stop_first) if member is not None else []
+        return self.moves.ordered(now, order, self.members)
+
+    # ----------------------------------------------------------------------------------------------------------- repair
+
+    def searches(self, now: float) -> list[tuple[Member, Search]]:
+        """Seats to find somebody for; each is said once, and answered by `found` or `not_found`."""
+        serving = [(one, one.serving.repair.search(now, one.serving)) for one in self.members.values() if one.serving]
+        return [(member, search) for member, search in serving if search is not None]
+
+    def found(self, now: float, session: SessionId, seat: Seat) -> list[Effect]:
+        """A node is in and waits for the log."""
+        member = self.members.get(session)
+        if member is None or member.serving is None:
+            return []  # it hears nothing and forgets the session by itself
+        return member.serving.repair.found(now, member.serving, seat)
+
+    def not_found(self, now: float, session: SessionId, reason: str) -> None:
+        """Nobody could take the seat."""
+        member = self.members.get(session)
+        if member is not None and member.serving is not None:
+            member.serving.repair.not_found(now, reason)
+
+    def joined(
+        self, now: float, contract: Contract, sealed: bytes, joined: messages.Joined
+    ) -> tuple[list[Effect], str]:
+        """Come in as a learner: log and pages follow. The refusal, if any, is in words."""
+        known = self.members.get(joined.session)
+        if known is not None:
+            again = known.voter.joined == joined and not known.seating.seated
+            return [], "" if again else "this node has a part in that session"
+        if self._over.get(joined.session, False):
+            return [], "this session is over here"
+        if len(self.members) >= SESSIONS_MAX:
+            return [], f"this node has a part in {SESSIONS_MAX} sessions already"
+        self._over.pop(joined.session, None)
+        voter = Voter(joined.session)
+        host = next(seat.peer for seat in contract.seats if seat.role == "host")
+        made = [*voter.join(joined), *voter.born(log.entry(1, messages.Birth(sealed)), host)]
+        self.members[joined.session] = member = self._member(now, contract, voter)
+        member.state = State.ACTIVE
+        return [Persist(joined.session, records.pack(record)) for record in made], ""
 
     # ------------------------------------------------------------------------------------------------------------- time
 
@@ -332,5 +370,5 @@ def _again(known: Voter | None, session: SessionId) -> Voter:
     """A log that begins anew (a second award of one session) keeps what was promised."""
     fresh = Voter(session)
     if known is not None:
-        fresh.promised, fresh.candidate = known.promised, known.candidate
+        fresh.promised, fresh.candidate, fresh.joined = known.promised, known.candidate, known.joined
     return fresh

@@ -14,7 +14,8 @@ from tests.sessions.cases import A, B, C, D
 
 
 def fresh(needed: int = 1, rank: int | None = 0) -> failover.Candidate:
-    return failover.Candidate(A, needed, rank, random.Random(1))
+    voters = frozenset(node.peer for node in cases.NODES[: 2 * needed + 1])
+    return failover.Candidate(A, voters, rank, random.Random(1))
 
 
 def asking(needed: int = 1, promised: int = 1) -> failover.Candidate:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from meshnode.machine import Faulted, Note, Persist, Send, Step, Stepped, Unload
-from meshnode.sessions import log, member, messages, migration, registry, timers
+from meshnode.machine import Faulted, Note, Persist, Restored, Send, Step, Stepped, Unload
+from meshnode.sessions import engaged, log, member, messages, migration, registry, timers
 from meshnode.sessions.lifecycle import State
-from meshnode.sessions.messages import HandoverReady, HandoverRequest, Opened, PreVote, PreVoted, Promise, Refer
+from meshnode.sessions.messages import Opened, PreVote, PreVoted, Promise
+from meshnode.sessions.refer import HandoverReady, HandoverRequest, Refer
 from tests.sessions import cases
 from tests.sessions.cases import SESSION, A, B, C
 
@@ -113,14 +114,16 @@ def test_a_target_feeds_what_the_log_says_and_draws_nothing() -> None:
     one = target(length=30)
     effects = one.handover.on_request(0.0, A, HandoverRequest(SESSION, 1), "")
     assert ready(effects) == []
-    effects = one.on_restored(0.0, restored(one, 0))
+    effects = engaged.worked(0.0, one, restored(one, 0))
     (step,) = [effect for effect in effects if isinstance(effect, Step)]
     assert (step.work.sampling, len(step.work.feed)) == (None, 29)
-    assert [found.behind for found in ready(one.handover.on_stepped())] == [0]
+    assert [
+        found.behind for found in ready(engaged.worked(0.0, one, Stepped(SESSION, one.hosting.load, 29, None, "")))
+    ] == [0]
 
 
 def restored(one: member.Member, tokens: int) -> object:
-    return member.Restored(SESSION, one.hosting.load, tokens)
+    return Restored(SESSION, one.hosting.load, tokens)
 
 
 def test_a_target_stays_loaded_while_its_owner_is_heard_and_no_longer_than_it_is_asked() -> None:
@@ -145,7 +148,7 @@ def test_a_target_that_cannot_says_why(why: str) -> None:
         effects = one.handover.on_faulted("no room")
         assert Unload(SESSION) in effects
     (answer,) = ready(effects)
-    assert answer.refusal in ("it drains", "it has no engine that fits", "no room")
+    assert answer.refusal in ("it drains", "it cannot own the session: no engine that fits, or no vote", "no room")
     assert one.hosting is None
 
 

@@ -12,6 +12,7 @@ from meshnode import client, errors, manifest
 from meshnode.ids import PeerId
 from meshnode.sessions import moves
 from meshnode.sessions.attach import Moved
+from meshnode.sessions.lifecycle import State
 from meshnode.sessions.member import Member
 from tests import world
 
@@ -297,7 +298,8 @@ async def test_a_session_that_is_being_recovered_is_not_moved(autojump_clock: tr
         async with place.agent("a", "b", "c") as mesh, mesh.session(WANTS) as session:
             await session.wait_moved(1)
             place.kill(place.name_of(session.host))
-            await place.wait_until(lambda: bool(notes(place, "detected")))
+            left = member(place, session, replica(session))
+            await place.wait_until(lambda: left.state is State.RECOVERING)
             order(place, replica(session), moves.Migrate(session.id))
             await place.wait_until(lambda: bool(notes(place, "move refused")))
             said = [token.id async for token in session.say(QUESTION)]
