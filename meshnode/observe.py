@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import meshnode
-from meshnode import ids, peer
+from meshnode import ids, orders, peer
 from meshnode.machine import Note
 from meshnode.ports import Lane
 from meshnode.sessions import messages
@@ -47,6 +47,7 @@ def status(brain: peer.Peer, journalist: Journalist, counts: dict[str, int], now
         "memory_free_mib": brain.bidder.free_bytes(now) >> 20,
         "peers": peers(brain, now),
         "sessions": sessions(brain),
+        "drain": orders.drain(brain),
         "weights_given_mib": brain.sharing.given_bytes >> 20,
         "failover": _failover(brain, now),
         "notes": [
@@ -67,8 +68,10 @@ def _failover(brain: peer.Peer, now: float) -> str:
     """Whether a session that is placed now would survive its host."""
     members = brain.mesh.directory.members
     alive = [members[one].advert for one in brain.mesh.directory.alive(now)]
-    voters = sum(advert.vote for advert in alive) + brain.mesh.config.vote
-    hosts = sum(advert.host for advert in alive) + brain.mesh.config.host
+    staying = [advert for advert in alive if not advert.draining]
+    here = not brain.sessions.moves.draining
+    voters = sum(advert.vote for advert in staying) + (brain.mesh.config.vote and here)
+    hosts = sum(advert.host for advert in staying) + (brain.mesh.config.host and here)
     if voters >= 3 and hosts >= 2:
         return "sessions survive their host"
     return f"no failover: it needs 3 voting nodes and 2 hosts, there are {voters} and {hosts}"
@@ -92,6 +95,7 @@ def peers(brain: peer.Peer, now: float) -> list[dict[str, Any]]:
             "memory_free_mib": member.advert.memory_bytes >> 20,
             "sessions": member.advert.sessions,
             "sessions_max": member.advert.sessions_max,
+            "draining": member.advert.draining,
             "addresses": list(member.advert.addresses),
         }
         for who, member in sorted(brain.mesh.directory.members.items())
@@ -111,7 +115,7 @@ def sessions(brain: peer.Peer) -> list[dict[str, Any]]:
     """Sessions in which this node has a seat."""
     rows = []
     for session, member in brain.sessions.members.items():
-        serving = member.serving
+        serving, move = member.serving, member.handover.leaving
         tokens = sum(isinstance(change, messages.Token) for change in member.voter.log.changes)
         rows.append(
             {
@@ -137,6 +141,9 @@ def sessions(brain: peer.Peer) -> list[dict[str, Any]]:
                     if serving
                     else None
                 ),
+                "moving_to": ids.peer_text(move.target) if move is not None else None,
+                "move_stage": move.stage.value if move is not None else None,
+                "move_refusal": member.handover.last_refusal,
                 "pages_restored": serving.hosting.pages_restored if serving else None,
                 "tokens_recomputed": serving.hosting.recomputed if serving else None,
             }

@@ -36,7 +36,7 @@ from meshnode.machine import (
     Tick,
 )
 from meshnode.ports import EngineCard, Lane, LinkDown, LinkUp
-from meshnode.sessions import registry, timers
+from meshnode.sessions import moves, registry, timers
 from meshnode.sessions.contract import Contract
 from meshnode.sessions.messages import Joined
 from meshnode.wire import envelope, keys
@@ -74,7 +74,7 @@ class Peer:
 
     # -------------------------------------------------------------------------------------------------------- stepping
 
-    def step(self, now: float, event: Event) -> list[Effect]:
+    def step(self, now: float, event: Event | moves.Order) -> list[Effect]:
         """React to one event. What a node says to itself is heard in the same step."""
         effects = self._guarded(now, event)
         out = self._routed(effects)
@@ -82,14 +82,14 @@ class Peer:
             out += self._routed(self._guarded(now, self._loopback.pop(0)))
         return out
 
-    def _guarded(self, now: float, event: Event) -> list[Effect]:
+    def _guarded(self, now: float, event: Event | moves.Order) -> list[Effect]:
         try:
             return self._react(now, event)
         except errors.PeerError as error:
             self.faults[str(error)[:120]] += 1
             return []
 
-    def _react(self, now: float, event: Event) -> list[Effect]:
+    def _react(self, now: float, event: Event | moves.Order) -> list[Effect]:
         match event:
             case Received(peer, lane, message, via):
                 return self._received(now, peer, lane, message, via)
@@ -113,10 +113,27 @@ class Peer:
                 return self.sharing.carried(now, event)
             case Tick():
                 return self._tick(now)
+            case moves.Drain() | moves.Undrain() | moves.Migrate():
+                return self._ordered(now, event)
             case _:
                 return self.sessions.from_hands(now, event)
 
+    def _ordered(self, now: float, order: moves.Order) -> list[Effect]:
+        self.sessions.moves.able = self.able(now)
+        effects = self.sessions.ordered(now, order)
+        self.bidder.draining = self.sessions.moves.draining
+        self._account(now)
+        return effects + self.mesh.tick(now)
+
+    def able(self, now: float) -> frozenset[PeerId]:
+        """Who could take a session over."""
+        adverts = {one: self.mesh.directory.members[one].advert for one in self.mesh.directory.alive(now)}
+        fit = {one for one, advert in adverts.items() if advert.host and not advert.draining}
+        return frozenset(fit & self.mesh.links_of(Lane.SIGNAL))
+
     def _tick(self, now: float) -> list[Effect]:
+        if self.sessions.moves.draining:
+            self.sessions.moves.able = self.able(now)
         effects = [*self.sessions.tick(now), *self.placing.tick(now, timers.CONFIRM_S)]
         self._account(now)
         return effects + self._repair(now) + self.sharing.tick(now) + self.mesh.tick(now)
@@ -129,7 +146,7 @@ class Peer:
             if member.seating.role != "witness"
         }
         free = self.bidder.free_bytes(now)
-        self.mesh.load = mesh.Load(free - free % (32 << 20), len(self.bidder.hosted))
+        self.mesh.load = mesh.Load(free - free % (32 << 20), len(self.bidder.hosted), self.bidder.draining)
 
     # -------------------------------------------------------------------------------------------------------- messages
 
@@ -204,9 +221,8 @@ class Peer:
         effects = self._sought(now, self.seeking.tick(now))
         for member, search in self.sessions.searches(now):
             stay = tuple(seat.peer for seat in search.seats)
-            want = seeking.Want(
-                member.session, member.contract.award, member.birth, search.role, stay, search.lost, search.since
-            )
+            award, birth = member.contract.award, member.seating.birth
+            want = seeking.Want(member.session, award, birth, search.role, stay, search.lost, search.since)
             times = _WINDOWS[member.contract.manifest.characteristics.kind]
             effects += self._sought(now, self.seeking.begin(now, want, member.contract.manifest, times))
         return effects

@@ -30,10 +30,11 @@ class EngineOffer:
     context_tokens_max: Annotated[int, Max(1 << 24)]
 
 
-@schema.message(1)
+@schema.message(8)
 @dataclass(frozen=True, slots=True)
 class Advert:
-    """PUBLISH: what a node has, signed by it. A higher version replaces a lower; only the signer extends it."""
+    """PUBLISH: what a node has, signed by it. A higher version replaces a lower; only the signer extends it. (1 was
+    this without the last field.)"""
 
     version: int
     """Start time in the upper bits, a counter in the lower 20: grows over restarts."""
@@ -48,6 +49,8 @@ class Advert:
     memory_bytes: int
     sessions: Annotated[int, Max(1 << 16)]
     sessions_max: Annotated[int, Max(1 << 16)]
+    draining: bool = False
+    """It is about to stop, and takes nothing new."""
 
 
 @schema.message(2)

@@ -92,11 +92,12 @@ class Placing:
         """Who is asked, with their operators: this node if it can do anything, and living members, hosts first."""
         members = self.mesh.directory.members
         alive = [peer for peer in self.mesh.directory.alive(now) if self.mesh.linked(peer, Lane.SIGNAL)]
-        able = [peer for peer in alive if members[peer].advert.host or members[peer].advert.vote]
+        adverts = {peer: members[peer].advert for peer in alive}
+        able = [peer for peer, says in adverts.items() if (says.host or says.vote) and not says.draining]
         self.rng.shuffle(able)
         able.sort(key=lambda peer: not members[peer].advert.host)
         nominees = {peer: members[peer].advert.operator for peer in able[:NOMINEES_MAX]}
-        if self.mesh.config.host or self.mesh.config.vote:
+        if (self.mesh.config.host or self.mesh.config.vote) and not self.bidder.draining:
             nominees[self.me] = self.mesh.config.operator
         return nominees
 

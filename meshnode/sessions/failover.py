@@ -67,15 +67,15 @@ class Questions:
         """The owner was heard."""
         self._asked.clear()
 
-    def answers(self, session: SessionId, promised: int, route: Route | None) -> list[Effect]:
-        """To the one with the highest epoch, and of those to the first; with the voters as of this log, since a
+    def answers(self, session: SessionId, promised: int, route: Route | None, to: PeerId | None = None) -> list[Effect]:
+        """To this one, else to that with the highest epoch, and of those to the first; with the voters as of this log, since a
         candidate that missed a change counts the wrong ones.
 
         Two that were answered at once would prepare at once, refuse each other and wait for this evidence again, in
         step for ever. Whoever gets no answer asks again, after dice.
         """
         asked, self._asked = self._asked, {}
-        peer = max(asked, key=lambda one: asked[one], default=None)
+        peer = to if to is not None else max(asked, key=lambda one: asked[one], default=None)
         if peer is None or asked[peer] <= promised:
             return []
         greeting: list[Effect] = [Send(peer, Lane.SIGNAL, route)] if route is not None else []
@@ -133,6 +133,12 @@ class Candidate:
     def _carried(self, voters: frozenset[PeerId]) -> bool:
         """Whether a majority of these voters is for us. We count only where we have a seat."""
         return 2 * len((self._votes | {self.me}) & voters) > len(voters)
+
+    def refer(self, promised: int) -> Act:
+        """The owner itself gives the session away: there is nobody to ask whether it may be deposed."""
+        self.stage = Stage.ASKING
+        self.epoch = max(promised, self._floor) + 1
+        return Act.PREPARE
 
     def outbid(self, epoch: int) -> None:
         """A voter has promised this epoch to another: the next round goes above it."""

@@ -12,22 +12,23 @@ from collections.abc import Sequence
 
 from meshnode import errors
 from meshnode.ids import Digest, PeerId, SessionId
-from meshnode.machine import Effect, Forget, Note, Persist, Restored, Send, Unload
+from meshnode.machine import Effect, Forget, Note, Persist, Send, Unload
 from meshnode.manifest import Sharing
 from meshnode.ports import EngineCard, Lane
-from meshnode.sessions import failover, lifecycle, messages, records, timers
+from meshnode.sessions import audience, failover, lifecycle, messages, records, timers
+from meshnode.sessions.audience import Subscriber
 from meshnode.sessions.contract import Contract
 from meshnode.sessions.failover import Act
+from meshnode.sessions.handover import Handover
 from meshnode.sessions.hosting import Hosting
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.replica import Replica
 from meshnode.sessions.seating import Seating
-from meshnode.sessions.serving import Serving, Subscriber
+from meshnode.sessions.serving import Serving
 from meshnode.sessions.transcript import Transcript
 from meshnode.sessions.voter import Record, Voter
 from meshnode.wire import keys
 
-SUBSCRIBERS_MAX = 16
 PROBES_MAX = 6
 """Of a newcomer that nobody writes to, before it forgets the session."""
 
@@ -67,6 +68,7 @@ class Member:
             me, self.seating.electorate, self.seating.rank if card is not None else None, rng
         )
         self.replica = Replica(voter, card)
+        self.handover = Handover(self)
         self.noted_evidence = False
         self._probe_at = now
         self._probes = 0
@@ -83,13 +85,6 @@ class Member:
         """Whether this peer's frames are read: it has or had a seat, or is about to get one from us."""
         learner = self.serving.repair.learner if self.serving is not None else None
         return peer in self.seating.known or (learner is not None and learner.peer == peer)
-
-    @property
-    def birth(self) -> bytes:
-        """The signed award, as the first entry has it."""
-        first = self.voter.log.changes[0]
-        assert isinstance(first, messages.Birth)
-        return first.award
 
     # ------------------------------------------------------------------------------------------------------ ownership
 
@@ -108,10 +103,11 @@ class Member:
         # first life may have been lost here and not elsewhere, would write an epoch's entries a second time.
         if self.voter.host != self.me or self.voter.promised != 1 or self.revived or self._card is None:
             return []
-        self._load()
+        self.load()
         return self._serve(now, 1)
 
-    def _load(self) -> Hosting:
+    def load(self) -> Hosting:
+        """Give the session a place in the engine, still empty."""
         assert self._card is not None
         self._loads += 1
         context_tokens = self.contract.manifest.characteristics.context_tokens
@@ -126,6 +122,7 @@ class Member:
         self.candidate.stand_down()
         self.voter.epoch, self.voter.host = epoch, self.me
         self.severed = self.noted_evidence = False
+        self.handover.reset()
         self.serving = Serving(
             self.me,
             self.voter,
@@ -153,17 +150,7 @@ class Member:
         if self.voter.host == self.me:
             self.voter.host = None  # somebody has the higher epoch, and gets the time that any owner gets
         self.serving = self.hosting = None
-        return effects
-
-    def on_restored(self, now: float, event: Restored) -> list[Effect]:
-        """Pages are in the engine, be it on a guess or as the owner."""
-        if self.hosting is None or event.load != self.hosting.load:
-            return []
-        pages = event.tokens // self.hosting.card.page_tokens
-        effects: list[Effect] = [Note("restored", self.session, f"pages={pages}")]
-        if self.serving is not None:
-            return effects + self.serving.on_restored(now, event)
-        self.hosting.restored(event.tokens)
+        self.handover.reset()
         return effects
 
     def _persist(self, made: Sequence[Record]) -> list[Effect]:
@@ -178,21 +165,23 @@ class Member:
         made, reply = self.voter.on_replicate(peer, ask)
         effects = self._persist(made)
         if reply.epoch == ask.epoch:
-            effects += self._heard(now)
+            effects += self._heard(now, ask.epoch)
         effects.append(Send(peer, Lane.MEDIA, reply, self.session))
         return effects
 
-    def _heard(self, now: float) -> list[Effect]:
-        effects: list[Effect] = self.depose(now) if self.serving is not None or self.hosting is not None else []
+    def _heard(self, now: float, epoch: int) -> list[Effect]:
+        kept = self.handover.keeps(epoch)
+        deposed = self.serving is not None or (self.hosting is not None and not kept)
+        effects = self.depose(now) if deposed else []
         self.heard_at = now
         self.severed = self.noted_evidence = False
         self._asked.clear()
         self._probes = 0
         self.seating.owner_heard()
         self.candidate.stand_down()
-        if self.state in (State.PROCEEDING, State.RECOVERING):
+        if self.state in (State.PROCEEDING, State.MIGRATING, State.RECOVERING):
             self.state = lifecycle.move(self.state, State.ACTIVE)
-        return effects
+        return effects + self.handover.follow()
 
     def on_prevote(self, peer: PeerId, ask: messages.PreVote) -> list[Effect]:
         """Remember the question; the answer comes with the evidence."""
@@ -209,11 +198,13 @@ class Member:
             known = messages.Promise(self.session, self.voter.promised, False, 0, 0, 0, ())
             return [Send(peer, Lane.SIGNAL, known, self.session)]
         self._asked.note(peer, ask.epoch)
-        return self._answer_prevotes() if self.noted_evidence else []
+        # Who owned it and asks for votes does not own it any more, and to whom it was given one may give it.
+        released = peer == self.voter.host or self.handover.gave_to(peer)
+        return self._answer_prevotes(peer) if self.noted_evidence or released else []
 
-    def _answer_prevotes(self) -> list[Effect]:
+    def _answer_prevotes(self, to: PeerId | None = None) -> list[Effect]:
         route = self.seating.route(self.voter.log.last)
-        return self._asked.answers(self.session, self.voter.promised, route)
+        return self._asked.answers(self.session, self.voter.promised, route, to)
 
     def on_prepare(self, now: float, peer: PeerId, ask: messages.Prepare) -> list[Effect]:
         """Promise, durably, and show the log."""
@@ -225,6 +216,7 @@ class Member:
         effects = self._persist(made)
         if made:
             effects += self.depose(now) if self.serving is not None else []
+            self.handover.reset()
             self.candidate.stand_down()
             self.heard_at = now  # the candidate gets its time before anybody else stands
             self.noted_evidence = False
@@ -236,8 +228,8 @@ class Member:
         """The link to a peer was reset and could not be made again."""
         if self.serving is not None:
             self.serving.repair.severed(peer)
-            return self.serving.repair.tick(now, self.serving)
-        if peer != self.voter.host:
+            return self.serving.repair.tick(now, self.serving) + self.handover.severed_from(now, peer)
+        if peer != self.voter.host and not self.handover.gave_to(peer):
             return []
         self.severed = True
         return self.tick(now)
@@ -247,6 +239,8 @@ class Member:
             return "restarted"
         if self.severed:
             return "reset"
+        if found := self.handover.evidence(now):
+            return found
         return "silence" if now >= self.heard_at + self.timers.lost_after_s else ""
 
     def _watch(self, now: float) -> list[Effect]:
@@ -259,17 +253,17 @@ class Member:
             effects.append(Note("detected", self.session, evidence))
             effects += self._answer_prevotes()
             self.state = lifecycle.move(self.state, State.RECOVERING)
-        if not self._stands:
+        if not self.stands:
             return effects + self._probe(now)
         self.candidate.rank = self.seating.rank
         self.candidate.begin(now)
         if self.candidate.due <= now:
             self.candidate.voters = self.seating.electorate
         act = self.candidate.tick(now, self.voter.promised)
-        return effects + (self._act(now, act) if act is not None else [])
+        return effects + (self.act(now, act) if act is not None else [])
 
     @property
-    def _stands(self) -> bool:
+    def stands(self) -> bool:
         """Whether this voter may become the owner: it can host, it has a seat, and its log shows where its vote
         counts."""
         return self._card is not None and self.me in self.seating.electorate and self.voter.votes
@@ -283,11 +277,12 @@ class Member:
         ask = messages.PreVote(self.session, self.voter.promised)
         return [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
 
-    def _act(self, now: float, act: Act) -> list[Effect]:
+    def act(self, now: float, act: Act) -> list[Effect]:
+        """What the candidate decided."""
         match act:
             case Act.PREVOTE:
                 # Restoring costs nobody a vote, so it starts while the votes are on their way.
-                effects = [] if self.hosting is not None else self._load().restore(self._context())
+                effects = [] if self.hosting is not None else self.load().restore(self.context())
                 ask = messages.PreVote(self.session, self.candidate.epoch)
                 return effects + [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
             case Act.PREPARE:
@@ -307,13 +302,14 @@ class Member:
         ask = messages.Prepare(self.session, self.candidate.epoch, after)
         return [Send(peer, Lane.SIGNAL, ask, self.session) for peer in to]
 
-    def _context(self) -> list[int]:
+    def context(self) -> list[int]:
+        """Token ids, as far as the log goes here."""
         return Transcript(self.voter.log.changes).context
 
     def on_prevoted(self, now: float, peer: PeerId, reply: messages.PreVoted) -> list[Effect]:
         """A vote."""
         act = self.candidate.on_prevoted(peer, reply.epoch)
-        return self._act(now, act) if act is not None else []
+        return self.act(now, act) if act is not None else []
 
     def on_promise(self, now: float, peer: PeerId, promise: messages.Promise) -> list[Effect]:
         """A promise, or a higher one that was given to another."""
@@ -328,7 +324,7 @@ class Member:
         act = self.candidate.decide(
             self.voter.log.last_epoch, last, lambda entries: self.seating.behind(after, entries)
         )
-        return self._act(now, act) if act is not None else []
+        return self.act(now, act) if act is not None else []
 
     def _take(self, now: float) -> list[Effect]:
         epoch = self.candidate.epoch
@@ -337,7 +333,7 @@ class Member:
         if adopted is not None:
             effects += self._persist(self.voter.adopt(self.candidate.after, adopted))
         if self.hosting is None:
-            effects += self._load().restore(self._context())
+            effects += self.load().restore(self.context())
         effects.append(Note("elected", self.session, f"epoch={epoch} adopted={len(adopted or ())}"))
         return effects + self._serve(now, epoch)
 
@@ -357,10 +353,7 @@ class Member:
 
     def on_subscribe(self, now: float, client: PeerId, ask: messages.Subscribe) -> list[Effect]:
         """A client attends. Every voter remembers it, the owner answers."""
-        if client not in self.subscribers and len(self.subscribers) >= SUBSCRIBERS_MAX:
-            oldest = min(self.subscribers, key=lambda one: self.subscribers[one].asked_at)
-            del self.subscribers[oldest]
-        self.subscribers[client] = Subscriber(min(ask.after, self.voter.log.last), now)
+        audience.attend(self.subscribers, client, min(ask.after, self.voter.log.last), now)
         route = self.seating.route(self.voter.released)
         told: list[Effect] = [Send(client, Lane.SIGNAL, route)] if route is not None else []
         return told + (self.serving.on_subscribe(now, client) if self.serving is not None else [])
@@ -371,7 +364,8 @@ class Member:
         """Whatever time makes due."""
         if self.state in (State.PROCEEDING, State.TERMINATED):
             return []
-        return self.serving.tick(now) if self.serving is not None else self._watch(now)
+        effects = self.serving.tick(now) if self.serving is not None else self._watch(now)
+        return effects + self.handover.tick(now)
 
     @property
     def deadline(self) -> float:
@@ -379,10 +373,10 @@ class Member:
         if self.state is State.PROCEEDING:
             return self.born_at + 2 * self.timers.invite_s
         if self.serving is not None:
-            return self.serving.owner.heartbeat_at
+            return min(self.serving.owner.heartbeat_at, self.handover.deadline)
         if not self.noted_evidence:
-            return self.heard_at + self.timers.lost_after_s
-        return self.candidate.due if self._stands else self._probe_at
+            return min(self.heard_at + self.timers.lost_after_s, self.handover.deadline)
+        return self.candidate.due if self.stands else self._probe_at
 
     def finished(self, now: float) -> list[Effect] | None:
         """None while the session lives here; otherwise the last effects."""
@@ -393,18 +387,6 @@ class Member:
         if not stillborn and not over and not abandoned:
             return None
         return self.drop(closed=over)
-
-    def on_route(self, route: messages.Route) -> None:
-        """Signed rosters: who else is a voter by now."""
-        self.seating.learn(route)
-
-    def ousts(self, peer: PeerId, out: messages.Out) -> bool:
-        """Whether this word ends the session here: a later configuration, or the present owner, does without us."""
-        current = self.seating.current.number
-        if self.voter.joined is not None and not self.seating.seated:
-            # Its sponsor may have seated it just now, and others may not know: a seat that forgets is a seat less.
-            return peer in (self.voter.host, self.voter.joined.sponsor) and out.number >= current
-        return out.number > current or (peer == self.voter.host and out.number >= current)
 
     def drop(self, *, closed: bool) -> list[Effect]:
         """The last effects."""

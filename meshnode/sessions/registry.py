@@ -25,7 +25,7 @@ from meshnode.machine import (
 from meshnode.manifest import class_fits
 from meshnode.ports import EngineCard, Lane
 from meshnode.sessions import contract as contracts
-from meshnode.sessions import log, messages, records
+from meshnode.sessions import engaged, log, messages, moves, records, refer
 from meshnode.sessions.contract import Contract
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.member import Member
@@ -48,6 +48,7 @@ FromVoter = (
     | messages.Promise
     | messages.PageOffer
     | messages.PageAck
+    | refer.FromVoter
     | messages.Gone
     | messages.Route
     | messages.Out
@@ -68,6 +69,7 @@ class Registry:
         """Signs configurations; without it lost voters are not replaced."""
         self.card = card
         self.rng = rng
+        self.moves = moves.Moves()
         self.members: dict[SessionId, Member] = {}
         self.stored: dict[SessionId, set[Digest]] = {}
         """Pages in this node's store."""
@@ -163,7 +165,7 @@ class Registry:
         if member is None:
             return self._no_member(peer, message)
         if isinstance(message, messages.Route):
-            member.on_route(message)  # its signatures speak for it, whoever brought it
+            member.seating.learn(message)  # its signatures speak for it, whoever brought it
             return []
         if not member.hears(peer):
             raise errors.PeerError("a voter's message from a peer that has no seat")
@@ -185,11 +187,14 @@ class Registry:
             case messages.PageOffer():
                 return member.replica.on_offer(peer, message, frozenset(self.stored.get(message.session, ())))
             case messages.PageAck():
-                return member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
+                acked = member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
+                return acked + member.handover.go_on(now)
+            case refer.HandoverRequest() | refer.HandoverReady() | refer.Refer():
+                return member.handover.on_message(now, peer, message, moves.DRAINS if self.moves.draining else "")
             case messages.Gone():
                 return self._missed_the_end(member)
             case messages.Out():
-                out = member.ousts(peer, message)
+                out = member.seating.ousts(peer, message)
                 return self._remove(member, member.drop(closed=False), closed=False) if out else []
             case messages.Unknown():
                 serving = member.serving
@@ -257,8 +262,8 @@ class Registry:
             case Evicted(session):
                 self.stored.pop(session, None)
                 return member.replica.on_evicted()
-            case Restored():
-                return member.on_restored(now, event)
+            case Restored() | Stepped() | Faulted():
+                return engaged.worked(now, member, event)
         serving = member.serving
         if serving is None:
             return []
@@ -267,10 +272,6 @@ class Registry:
                 return serving.on_durable(now, seq) if epoch == serving.epoch else []
             case Encoded():
                 return serving.on_encoded(now, event)
-            case Stepped():
-                return serving.on_stepped(now, event) if event.load == serving.hosting.load else []
-            case Faulted():
-                return serving.on_faulted(now, event) if event.load == serving.hosting.load else []
 
     def admits(self, peer: PeerId, session: SessionId, page_index: int, epoch: int) -> None:
         """Raises PeerError for a page that must not be stored."""
@@ -296,6 +297,10 @@ class Registry:
         if peer != member.contract.auctioneer:
             raise errors.PeerError("a release from somebody who did not award this session")
         return self._remove(member, member.drop(closed=False), closed=False)
+
+    def ordered(self, now: float, order: moves.Order) -> list[Effect]:
+        """The node's owner speaks."""
+        return self.moves.ordered(now, order, self.members)
 
     # ----------------------------------------------------------------------------------------------------------- repair
 
@@ -341,7 +346,7 @@ class Registry:
 
     def tick(self, now: float) -> list[Effect]:
         """Whatever time makes due, and farewell to what is over."""
-        effects: list[Effect] = []
+        effects = self.moves.tick(now, self.members.values())
         for member in list(self.members.values()):
             effects += member.tick(now)
             last = member.finished(now)
@@ -352,7 +357,7 @@ class Registry:
     @property
     def deadline(self) -> float:
         """The soonest of all sessions."""
-        return min((member.deadline for member in self.members.values()), default=float("inf"))
+        return min([self.moves.deadline, *(member.deadline for member in self.members.values())])
 
 
 def _replaceable(known: Member, contract: Contract) -> bool:

@@ -130,7 +130,7 @@ class Repair:
 
     def _may_change(self, now: float, serving: Serving) -> bool:
         """Whether a configuration may be proposed: none is under way, and an entry of this epoch is released."""
-        if serving.transcript.closed is not None or not serving.leased(now) or self.target < 3:
+        if serving.transcript.closed is not None or serving.stopping or not serving.leased(now) or self.target < 3:
             return False
         return serving.owner.released > 0 and self.seating.current.seq <= serving.voter.released
 

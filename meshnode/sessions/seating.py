@@ -102,6 +102,21 @@ class Seating:
         settled = self.settled
         return settled.number == self.current.number and peer not in settled.voters and peer in self.known
 
+    def ousts(self, peer: PeerId, out: messages.Out) -> bool:
+        """Whether this word ends the session here: a later configuration, or the present owner, does without us."""
+        current = self.current.number
+        if self.voter.joined is not None and not self.seated:
+            # Its sponsor may have seated it just now, and others may not know: a seat that forgets is a seat less.
+            return peer in (self.voter.host, self.voter.joined.sponsor) and out.number >= current
+        return out.number > current or (peer == self.voter.host and out.number >= current)
+
+    @property
+    def birth(self) -> bytes:
+        """The signed award, as the first entry has it."""
+        first = self.voter.log.changes[0]
+        assert isinstance(first, messages.Birth)
+        return first.award
+
     @property
     def role(self) -> str:
         """This node's part: as seated, else as it was asked in for."""

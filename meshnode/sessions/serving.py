@@ -8,7 +8,7 @@ engine may run ahead by a few tokens (hosting.AHEAD_MAX), which hides the round 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from meshnode import options
 from meshnode.ids import PeerId, RequestId
@@ -16,6 +16,7 @@ from meshnode.machine import Durable, Effect, Encode, Encoded, Faulted, Note, Pe
 from meshnode.manifest import Agent, Manifest
 from meshnode.ports import Lane, Sampling
 from meshnode.sessions import log, messages, owner, records
+from meshnode.sessions.audience import Subscriber
 from meshnode.sessions.hosting import Hosting
 from meshnode.sessions.messages import Change, Closed, End, Message, Notify, Opened, PageAck, PageOffer, Replicated
 from meshnode.sessions.repair import Repair
@@ -33,13 +34,8 @@ FAREWELL_S = 5.0
 PAGES_STALL_S = 5.0
 """Pages that nobody acknowledged for so long are sent again: a full queue may have lost one."""
 
-
-@dataclass(slots=True)
-class Subscriber:
-    """A client that attends: how far it was sent, and when it last asked."""
-
-    sent: int
-    asked_at: float
+PACE_S, PACE_SHARE = 0.05, 0.2
+"""What a step is thought to take before one was seen, and how much the latest one counts."""
 
 
 class Serving:
@@ -70,6 +66,11 @@ class Serving:
         self.repair = Repair(seating, len(seating.contract.seats))
         self.transcript = Transcript(voter.log.changes)
         self.queue: list[tuple[PeerId, Message]] = []
+        self.stopping = False
+        """The session is about to be handed over: no step begins any more."""
+        self.pace_s = PACE_S
+        """Seconds between two tokens, lately."""
+        self._drawn_at = now
         self._encoding: RequestId | None = None
         self._closed_at: float | None = None
         self._first_noted = False
@@ -256,9 +257,15 @@ class Serving:
         """Whether a majority answered lately. Without that an owner is silent: its client must not wait for it."""
         return now <= self.owner.lease_until(self.timers.lease_s)
 
+    @property
+    def prefilling(self) -> bool:
+        """Whether the engine lacks much of the context: it fills pages faster than it will in decoding."""
+        open_turn = self.transcript.open_turn is not None
+        return open_turn and len(self.transcript.context) - len(self.hosting.loaded) > self.hosting.card.page_tokens
+
     def pump(self, now: float) -> list[Effect]:
         """Whatever can go on now: pages, the next step, the next turn. Without a lease, nothing."""
-        if self.transcript.closed is not None or not self.leased(now):
+        if self.transcript.closed is not None or self.stopping or not self.leased(now):
             return []
         effects = self.hosting.ship()
         if self.transcript.open_turn is None:
@@ -304,6 +311,9 @@ class Serving:
         """The engine moved: log what it drew, ship what it filled, go on."""
         changes = self.hosting.stepped(event, self.transcript)
         effects = self.write(now, changes)
+        if changes and self.transcript.said > 1:
+            self.pace_s += PACE_SHARE * (now - self._drawn_at - self.pace_s)
+        self._drawn_at = now
         if changes and not self._first_noted:
             self._first_noted = True
             detail = f"epoch={self.epoch} restored={self.hosting.pages_restored} recomputed={self.hosting.recomputed}"

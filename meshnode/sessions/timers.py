@@ -40,6 +40,9 @@ ELECTION_RANK_S = 0.15
 """Each further candidate waits so much longer, so that the one with the pages usually goes first and alone."""
 ELECTION_RETRY_S = 0.3
 """A round of votes that did not gather a majority is tried again after this, plus up to as much again by dice."""
+HANDOVER_S = 0.5
+"""An owner that handed over and hears of no new one for so long stands itself. Longer: a target that died is a longer
+pause. Shorter: a slow disk at the target brings the session back. Must exceed some round trips and fsyncs."""
 RESERVATION_EXTRA_S = 2.0
 """A bid holds its memory for the bid window and this."""
 CONFIRM_S = 0.8

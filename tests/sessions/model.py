@@ -6,6 +6,7 @@ a clock may leap. After each event the invariants are looked at, so the first ba
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import random
@@ -32,7 +33,7 @@ from meshnode.machine import (
     Stepped,
     Unload,
 )
-from meshnode.sessions import attach, contract, messages, registry, timers
+from meshnode.sessions import attach, contract, messages, moves, registry, timers
 from meshnode.wire.award import Seat
 from tests.sessions import cases
 
@@ -115,6 +116,7 @@ class World:
         self._from_client(self.client.begin(0.0))
         self._say()
         self._at(self.rng.uniform(0.0, 1.0), "fault")
+        self._at(self.rng.uniform(0.0, 2.0), "move")
         while self._events and not self.done:
             self.now, _, event = heapq.heappop(self._events)
             if self.now > END_S:
@@ -141,6 +143,8 @@ class World:
         match event:
             case "fault":
                 self._fault()
+            case "move":
+                self._move()
             case ("client tick", at):
                 if at == self._client_at:
                     self._client_at = float("inf")
@@ -236,7 +240,7 @@ class World:
                 continue
             joined = messages.Joined(cases.SESSION, machine.peer, search.role, search.since)
             chosen = self.rng.choice(able)
-            self._at(self._delay(), ("join", chosen, chosen.life, machine, machine.life, member.birth, joined))
+            self._at(self._delay(), ("join", chosen, chosen.life, machine, machine.life, member.seating.birth, joined))
 
     def _join(self, machine: Machine, sponsor: Machine, life: int, birth: bytes, joined: messages.Joined) -> None:
         made, refusal = machine.brain.joined(self._clock(machine), contract.read(birth), birth, joined)
@@ -302,6 +306,8 @@ class World:
                 machine.context = []
             case Note(what, _, detail):
                 self.reached[what] += 1
+                if what == "detected":
+                    self.reached[f"detected: {detail}"] += 1
                 if what == "elected" and not detail.endswith("adopted=0"):
                     self.reached["adopted"] += 1
 
@@ -349,6 +355,17 @@ class World:
             machine.offset_s += self.rng.choice((0.5, 3.0, 60.0) if self.reached["first token"] else (0.5, 3.0))
             self._tick(machine, machine.asked_at)
         self._at(self.rng.expovariate(1.0), "fault")
+
+    def _move(self) -> None:
+        """Ask whoever owns the session to move it to anybody, dead or alive, and at any time."""
+        if self.now > CALM_S:
+            return
+        self._at(self.rng.expovariate(2.0), "move")
+        for machine in self.machines.values():
+            if machine.brain is not None and machine.brain.members:
+                machine.brain.moves.able = frozenset(self.machines)
+                order = moves.Migrate(cases.SESSION, self.rng.choice(list(self.machines)))
+                self._step(machine, functools.partial(machine.brain.ordered, self._clock(machine), order))
 
     def _crash(self, machine: Machine) -> None:
         self.reached["crashed"] += 1

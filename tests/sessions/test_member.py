@@ -10,7 +10,7 @@ from meshnode import errors, ids
 from meshnode.machine import Durable, Encode, Encoded, Faulted, Forget, Note, Persist, Restored, Step, Stepped, Unload
 from meshnode.options import Bias, Grammar, GrammarKind, Options
 from meshnode.ports import Sampling
-from meshnode.sessions import log, member, messages, serving
+from meshnode.sessions import engaged, log, member, messages, serving
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.messages import Closed, Message, Opened, PreVote, PreVoted, Promise
 from tests.sessions import cases
@@ -188,7 +188,7 @@ def test_restoring_starts_with_the_first_question_and_ends_with_the_owner_heard_
     assert one.hosting is not None
     assert any(type(effect).__name__ == "Restore" for effect in effects)
     stale = Restored(cases.SESSION, one.hosting.load + 1, 8)
-    assert one.on_restored(2.0, stale) == []
+    assert engaged.worked(2.0, one, stale) == []
     effects = one.on_replicate(2.0, A, cases.replicate(one.voter.log, 1, at))
     assert effects[0] == Unload(cases.SESSION)
     assert (one.hosting, one.state) == (None, State.ACTIVE)

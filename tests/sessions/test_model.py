@@ -25,7 +25,11 @@ def ran(seed: int, count: int, spares: int = 0) -> model.World:
     return world
 
 
-RARE = {"crashed", "restarted", "lost", "elected", "adopted", "restored", "prepare refused", "first token"}
+RARE = {
+    "crashed", "restarted", "lost", "elected", "adopted", "restored", "prepare refused", "first token",
+    "moving", "arriving", "ready", "handed over", "referred", "move refused", "move called off",
+    "detected: not taken", "detected: reset", "detected: silence", "detected: restarted",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [3, 5])
