@@ -68,8 +68,8 @@ class Questions:
         self._asked.clear()
 
     def answers(self, session: SessionId, promised: int, route: Route | None, to: PeerId | None = None) -> list[Effect]:
-        """To this one, else to that with the highest epoch, and of those to the first; with the voters as of this log, since a
-        candidate that missed a change counts the wrong ones.
+        """To this one, else to that with the highest epoch, and of those to the first; with the voters as of this log,
+        since a candidate that missed a change counts the wrong ones.
 
         Two that were answered at once would prepare at once, refuse each other and wait for this evidence again, in
         step for ever. Whoever gets no answer asks again, after dice.

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.sessions import cases, model
+from tests.sessions import cases, drawing, model
 
 SEEDS = {3: 160, 5: 60}
 """Seeds for each number of voters."""
@@ -16,9 +16,9 @@ def ran(seed: int, count: int, spares: int = 0) -> model.World:
     world = model.World(seed, count, spares=spares)
     try:
         world.run()
-        for number in range(1, world.turns + 1):
-            assert world.said.get(cases.request(number)) == world.expected(number)
-        assert world.over
+        for number in range(1, world.caller.turns + 1):
+            assert world.caller.said.get(cases.request(number)) == drawing.expected(number)
+        assert world.caller.over
     except AssertionError as error:
         error.add_note(f"model.World(seed={seed}, count={count}, spares={spares})")
         raise
