@@ -1,8 +1,7 @@
 """One planned move, measured from outside: the owner is told to hand over in mid-answer, and the answer is compared.
 
 The pause is the client's: the longest wait for a token between the old owner's stop and the first token that the new
-one draws. (Not the wait for the new owner's first word: that may be a token which the old one drew and did not release.)
-The milestones inside the mesh come from the two nodes' notes, whose clocks are this machine's.
+one draws. (Not the wait for its first word: that may be a token which the old one drew and did not release.)
 """
 
 from __future__ import annotations
