@@ -31,7 +31,7 @@ class Report:
     pause_s: float
     """The longest wait for a token from the stop to the new owner's first draw, at the client."""
     step_s: float
-    """Between two tokens of the undisturbed answer, the median."""
+    """Between two other tokens of this answer, the median: the same seconds of the same machine."""
     other_gap_s: float
     """The longest wait for another token of this answer: what the copying cost the owner."""
     copy_s: float
@@ -112,8 +112,8 @@ async def report(
         repeated=len(answer.seqs) - len(set(answer.seqs)),
         equal=answer.ids == reference.ids,
         pause_s=round(max(moving), 4),
-        step_s=round(median(after - before for before, after in pairwise(reference.times)), 4),
-        other_gap_s=round(max(others, default=0.0), 4),
+        step_s=round(median(others), 4),
+        other_gap_s=round(max(others), 4),
         copy_s=_between(at, "moving", "handed over"),
         referred_s=_between(at, "handed over", "referred"),
         elected_s=_between(at, "handed over", "elected"),

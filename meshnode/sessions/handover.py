@@ -81,6 +81,8 @@ class Handover:
             return "it is being moved already"
         if serving.transcript.closed is not None:
             return "it is over"
+        if serving.repair.learner is not None or member.seating.current.seq > member.voter.released:
+            return "its group is being changed; try again"  # the newcomer would be forgotten by the next owner
         if not member.contract.manifest.migration.movable:
             return "its manifest says movable: false"
         if target == member.me:
