@@ -221,9 +221,8 @@ class Peer:
         effects = self._sought(now, self.seeking.tick(now))
         for member, search in self.sessions.searches(now):
             stay = tuple(seat.peer for seat in search.seats)
-            want = seeking.Want(
-                member.session, member.contract.award, member.birth, search.role, stay, search.lost, search.since
-            )
+            award, birth = member.contract.award, member.seating.birth
+            want = seeking.Want(member.session, award, birth, search.role, stay, search.lost, search.since)
             times = _WINDOWS[member.contract.manifest.characteristics.kind]
             effects += self._sought(now, self.seeking.begin(now, want, member.contract.manifest, times))
         return effects

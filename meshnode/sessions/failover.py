@@ -67,16 +67,19 @@ class Questions:
         """The owner was heard."""
         self._asked.clear()
 
-    def answers(self, session: SessionId, promised: int, route: Route | None) -> list[Effect]:
-        """To everybody whose epoch may still be promised; with the voters as of this log, since a candidate that missed
-        a change counts the wrong ones."""
+    def answers(self, session: SessionId, promised: int, route: Route | None, to: PeerId | None = None) -> list[Effect]:
+        """To this one, else to that with the highest epoch, and of those to the first; with the voters as of this log,
+        since a candidate that missed a change counts the wrong ones.
+
+        Two that were answered at once would prepare at once, refuse each other and wait for this evidence again, in
+        step for ever. Whoever gets no answer asks again, after dice.
+        """
         asked, self._asked = self._asked, {}
-        effects: list[Effect] = []
-        for peer, epoch in asked.items():
-            if epoch > promised:
-                effects += [Send(peer, Lane.SIGNAL, route)] if route is not None else []
-                effects.append(Send(peer, Lane.SIGNAL, PreVoted(session, epoch)))
-        return effects
+        peer = to if to is not None else max(asked, key=lambda one: asked[one], default=None)
+        if peer is None or asked[peer] <= promised:
+            return []
+        greeting: list[Effect] = [Send(peer, Lane.SIGNAL, route)] if route is not None else []
+        return [*greeting, Send(peer, Lane.SIGNAL, PreVoted(session, asked[peer]))]
 
 
 class Candidate:

@@ -29,6 +29,9 @@ from meshnode.sessions.transcript import Transcript
 from meshnode.sessions.voter import Record, Voter
 from meshnode.wire import keys
 
+PROBES_MAX = 6
+"""Of a newcomer that nobody writes to, before it forgets the session."""
+
 
 class Member:
     """One session at one voter."""
@@ -61,11 +64,15 @@ class Member:
         self._loads = 0
         self._asked = failover.Questions()
         self.seating = Seating(me, contract, voter, identity)
-        self.candidate = failover.Candidate(me, self.seating.electorate, self.seating.rank, rng)
+        self.candidate = failover.Candidate(
+            me, self.seating.electorate, self.seating.rank if card is not None else None, rng
+        )
         self.replica = Replica(voter, card)
         self.handover = Handover(self)
         self.noted_evidence = False
         self._probe_at = now
+        self._probes = 0
+        """Since an owner was heard. Counted, and not timed: a machine that was suspended hears first what it missed."""
         self.revived = False
         """Whether this member comes from the journal, and not from an award of this process's life."""
 
@@ -78,13 +85,6 @@ class Member:
         """Whether this peer's frames are read: it has or had a seat, or is about to get one from us."""
         learner = self.serving.repair.learner if self.serving is not None else None
         return peer in self.seating.known or (learner is not None and learner.peer == peer)
-
-    @property
-    def birth(self) -> bytes:
-        """The signed award, as the first entry has it."""
-        first = self.voter.log.changes[0]
-        assert isinstance(first, messages.Birth)
-        return first.award
 
     # ------------------------------------------------------------------------------------------------------ ownership
 
@@ -176,6 +176,8 @@ class Member:
         self.heard_at = now
         self.severed = self.noted_evidence = False
         self._asked.clear()
+        self._probes = 0
+        self.seating.owner_heard()
         self.candidate.stand_down()
         if self.state in (State.PROCEEDING, State.MIGRATING, State.RECOVERING):
             self.state = lifecycle.move(self.state, State.ACTIVE)
@@ -187,6 +189,10 @@ class Member:
             return [Send(peer, Lane.SIGNAL, messages.Out(self.session, self.seating.settled.number))]
         if self.serving is not None or not self.voter.votes:
             return []
+        route = self.seating.route(self.voter.log.last)
+        if route is not None and peer not in self.seating.current.voters:
+            # Its seat is gone in this log, which a majority may not have yet: it must not hold up those who have one.
+            return [Send(peer, Lane.SIGNAL, route)]
         if ask.epoch <= self.voter.promised:
             # Without this a voter that missed a promise would ask for that epoch for ever.
             known = messages.Promise(self.session, self.voter.promised, False, 0, 0, 0, ())
@@ -194,11 +200,11 @@ class Member:
         self._asked.note(peer, ask.epoch)
         # Who owned it and asks for votes does not own it any more, and to whom it was given one may give it.
         released = peer == self.voter.host or self.handover.gave_to(peer)
-        return self._answer_prevotes() if self.noted_evidence or released else []
+        return self._answer_prevotes(peer) if self.noted_evidence or released else []
 
-    def _answer_prevotes(self) -> list[Effect]:
+    def _answer_prevotes(self, to: PeerId | None = None) -> list[Effect]:
         route = self.seating.route(self.voter.log.last)
-        return self._asked.answers(self.session, self.voter.promised, route)
+        return self._asked.answers(self.session, self.voter.promised, route, to)
 
     def on_prepare(self, now: float, peer: PeerId, ask: messages.Prepare) -> list[Effect]:
         """Promise, durably, and show the log."""
@@ -258,14 +264,16 @@ class Member:
 
     @property
     def stands(self) -> bool:
-        """Whether this voter may become the owner: it can host, its log seats it, and shows where its vote counts."""
-        return self._card is not None and self.seating.seated and self.voter.votes
+        """Whether this voter may become the owner: it can host, it has a seat, and its log shows where its vote
+        counts."""
+        return self._card is not None and self.me in self.seating.electorate and self.voter.votes
 
     def _probe(self, now: float) -> list[Effect]:
         """Who cannot stand asks all the same, for an epoch that costs nobody a vote: it may have missed the end."""
         if now < self._probe_at:
             return []
         self._probe_at = now + self.timers.lost_after_s
+        self._probes += 1
         ask = messages.PreVote(self.session, self.voter.promised)
         return [Send(peer, Lane.SIGNAL, ask) for peer in self.others]
 
@@ -375,20 +383,10 @@ class Member:
         stillborn = self.state is State.PROCEEDING and now >= self.deadline
         over = self.serving.over(now) if self.serving is not None else self.voter.closed
         # A newcomer that nobody seated and nobody writes to: its sponsor died, or chose another.
-        abandoned = not self.seating.seated and now >= self.heard_at + 2 * self.timers.replace_after_s
+        abandoned = not self.seating.seated and self._probes > PROBES_MAX
         if not stillborn and not over and not abandoned:
             return None
         return self.drop(closed=over)
-
-    def on_route(self, route: messages.Route) -> None:
-        """Signed rosters: who else is a voter by now."""
-        self.seating.learn(route)
-
-    def ousts(self, peer: PeerId, out: messages.Out) -> bool:
-        """Whether this word ends the session here: a later configuration, or the present owner, does without us."""
-        current = self.seating.current.number
-        later = out.number > current or (out.number == current and not self.seating.seated)
-        return later or (peer == self.voter.host and out.number >= current)
 
     def drop(self, *, closed: bool) -> list[Effect]:
         """The last effects."""

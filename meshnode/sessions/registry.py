@@ -165,7 +165,7 @@ class Registry:
         if member is None:
             return self._no_member(peer, message)
         if isinstance(message, messages.Route):
-            member.on_route(message)  # its signatures speak for it, whoever brought it
+            member.seating.learn(message)  # its signatures speak for it, whoever brought it
             return []
         if not member.hears(peer):
             raise errors.PeerError("a voter's message from a peer that has no seat")
@@ -194,7 +194,7 @@ class Registry:
             case messages.Gone():
                 return self._missed_the_end(member)
             case messages.Out():
-                out = member.ousts(peer, message)
+                out = member.seating.ousts(peer, message)
                 return self._remove(member, member.drop(closed=False), closed=False) if out else []
             case messages.Unknown():
                 serving = member.serving

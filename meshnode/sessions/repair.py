@@ -62,6 +62,8 @@ class Repair:
         self._searching = False
         self._retry_at = float("-inf")
         self._spare_found = True
+        self._since = 0
+        """From where the newcomer's vote counts: it must be there when it is seated."""
         self._moved: tuple[int, int] = (0, 0)
         self._moved_at = 0.0
 
@@ -126,11 +128,12 @@ class Repair:
         stay = tuple(seat for seat in current.seats if seat.peer not in lost[:1])
         witnesses = [sum(seat.role == "witness" for seat in seats) for seats in (self.seating.contract.seats, stay)]
         role = "witness" if witnesses[1] < witnesses[0] else "replica"
-        return Search(role, stay, tuple(lost), serving.voter.released)
+        self._since = serving.voter.released
+        return Search(role, stay, tuple(lost), self._since)
 
     def _may_change(self, now: float, serving: Serving) -> bool:
         """Whether a configuration may be proposed: none is under way, and an entry of this epoch is released."""
-        if serving.transcript.closed is not None or not serving.leased(now) or self.target < 3:
+        if serving.transcript.closed is not None or serving.stopping or not serving.leased(now) or self.target < 3:
             return False
         return serving.owner.released > 0 and self.seating.current.seq <= serving.voter.released
 
@@ -166,7 +169,7 @@ class Repair:
             self._moved, self._moved_at = (matched, stored), now
         if learner.peer in self._severed or now - self._moved_at > STALLED_S:
             return self._give_up(now, serving, "the newcomer came no further")
-        behind = serving.voter.log.last - matched > hosting.AHEAD_MAX
+        behind = serving.voter.log.last - matched > hosting.AHEAD_MAX or matched < self._since
         if behind or (learner.role != "witness" and sealed - stored > PAGES_SHORT):
             return []
         if now - serving.owner.answered_at(learner.peer) > serving.timers.lost_after_s:

@@ -52,6 +52,8 @@ class Seating:
         """Signs what this node proposes as an owner; without it nothing is proposed."""
         self._award = Configuration(0, 1, contract.seats)
         self._heard: list[tuple[bytes, Roster]] = []
+        self._hinted = False
+        """Whether a route came since an owner was heard: one that writes to us counts us in."""
 
     # --------------------------------------------------------------------------------------------------------- lookups
 
@@ -88,17 +90,32 @@ class Seating:
         return self.me in self.current.voters
 
     @property
-    def rank(self) -> int | None:
-        """Succession: replicas first, then the witness if it can host, the host of the award last. None without a
-        seat."""
+    def rank(self) -> int:
+        """Succession: replicas first, then the witness if it can host, the host of the award last, and whoever is
+        seated by another's log only behind them all."""
         order = {"replica": 0, "witness": 1, "host": 2}
         line = [seat.peer for seat in sorted(self.current.seats, key=lambda seat: order.get(seat.role, 2))]
-        return line.index(self.me) if self.me in line else None
+        return line.index(self.me) if self.me in line else len(line)
 
     def ousted(self, peer: PeerId) -> bool:
         """Whether this peer had a seat, and a majority knows that it has none now."""
         settled = self.settled
         return settled.number == self.current.number and peer not in settled.voters and peer in self.known
+
+    def ousts(self, peer: PeerId, out: messages.Out) -> bool:
+        """Whether this word ends the session here: a later configuration, or the present owner, does without us."""
+        current = self.current.number
+        if self.voter.joined is not None and not self.seated:
+            # Its sponsor may have seated it just now, and others may not know: a seat that forgets is a seat less.
+            return peer in (self.voter.host, self.voter.joined.sponsor) and out.number >= current
+        return out.number > current or (peer == self.voter.host and out.number >= current)
+
+    @property
+    def birth(self) -> bytes:
+        """The signed award, as the first entry has it."""
+        first = self.voter.log.changes[0]
+        assert isinstance(first, messages.Birth)
+        return first.award
 
     @property
     def role(self) -> str:
@@ -116,7 +133,7 @@ class Seating:
     def electorate(self) -> frozenset[PeerId]:
         """Whose pre-votes a candidate counts: the newest configuration that was heard of."""
         current = self.current
-        if self._heard and self._heard[-1][1].number > current.number:
+        if self._hinted and self._heard and self._heard[-1][1].number > current.number:
             return frozenset(seat.peer for seat in self._heard[-1][1].seats)
         return current.voters
 
@@ -141,7 +158,12 @@ class Seating:
         """Take a route in as a hint; whether it was news. Raises PeerError for one that does not follow."""
         news = follow(self.voter.session, set(self.known) | {self.me}, self.newest, route)
         self._heard = (self._heard + news)[-messages.ROSTERS_MAX :]
+        self._hinted = True
         return bool(news)
+
+    def owner_heard(self) -> None:
+        """Somebody writes to this node: what a route said of it may never have been released."""
+        self._hinted = False
 
     @property
     def newest(self) -> int:
