@@ -1,8 +1,8 @@
 """How long a planned move is a pause, and how that grows with the context; what is lost, repeated or changed by it.
 
 Three node processes on loopback; the client stands outside. In mid-answer the owner is told to hand the session to its
-replica. The pause is the client's wait between the old owner's last token and the new one's first; without a move it
-is one step, so a move that nobody notices is 1.0 steps. Beside it, in the same run and interleaved:
+replica. The pause is the client's longest wait for a token between the old owner's stop and the new one's first draw;
+without a move it is one step, so a move that nobody notices is 1.0 steps. Beside it, in the same run and interleaved:
 
 - stop-and-copy: the owner stops first, then the target loads the pages that were streamed to it, then takes over;
 - re-prefill: what a stateless client would wait for, a new session that is sent the whole history.
@@ -60,8 +60,9 @@ class _Figures:
         self.reports[how, context].append(report)
         bench.say(
             f"{how} {context:5}: pause {report.pause_s * 1000:7.1f} ms = {report.pause_steps:5.2f} steps of"
-            f" {report.step_s * 1000:5.1f} ms; order to stop {report.copy_s:6.3f} s, stop to first token"
-            f" {report.switch_s * 1000:6.1f} ms, other gap {report.other_gap_s * 1000:6.1f} ms;"
+            f" {report.step_s * 1000:5.1f} ms; order to stop {report.copy_s:6.3f} s; after the stop: referred"
+            f" {report.referred_s * 1000:5.1f}, elected {report.elected_s * 1000:5.1f}, first token"
+            f" {report.first_token_s * 1000:5.1f} ms; other gap {report.other_gap_s * 1000:6.1f} ms;"
             f" pages {report.pages_restored}, {report.rounds}; lost {report.lost} repeated {report.repeated}"
             f" equal {report.equal}"
         )

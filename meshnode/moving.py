@@ -1,7 +1,7 @@
 """One planned move, measured from outside: the owner is told to hand over in mid-answer, and the answer is compared.
 
-The pause is the client's: from the last token of the old owner to the first of the new one. The milestones inside the
-mesh come from the two nodes' notes, whose clocks are this machine's.
+The pause is the client's: the longest wait for a token between the old owner's stop and the first token that the new
+one draws. (Not the wait for its first word: that may be a token which the old one drew and did not release.)
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ class Report:
     equal: bool
     """Whether the answer is the undisturbed one, token by token."""
     pause_s: float
-    """Between the old owner's last token and the new one's first, at the client."""
+    """The longest wait for a token from the stop to the new owner's first draw, at the client."""
     step_s: float
-    """Between two tokens of the undisturbed answer, the median."""
+    """Between two other tokens of this answer, the median: the same seconds of the same machine."""
     other_gap_s: float
     """The longest wait for another token of this answer: what the copying cost the owner."""
     copy_s: float
     """From the order to the stop; -1 where the notes are gone."""
-    switch_s: float
-    """From the stop to the new owner's first token drawn."""
+    referred_s: float
+    """From the stop to the target's hearing of it; the rest likewise."""
+    elected_s: float
+    first_token_s: float
+    """Drawn, not shown yet."""
     pages_restored: int
     rounds: str
 
@@ -84,11 +87,8 @@ async def report(
 ) -> Report:
     """Count. Raises ConfigError if the session did not move while the answer ran."""
     moves = [event for event in session.history if isinstance(event.item, Moved)]
-    later = [at for at in answer.times if at >= moves[-1].at]
-    if len(moves) < 2 or not later:
+    if len(moves) < 2 or answer.times[-1] <= moves[-1].at:
         raise errors.ConfigError("the session did not move while its answer ran")
-    first = answer.times.index(later[0])
-    gaps = [after - before for before, after in pairwise(answer.times)]
     asked_at = trio.current_time()
     statuses = {}
     for event in moves[-2:]:
@@ -98,19 +98,26 @@ async def report(
     name = session.id.hex()
     notes = [note for status in statuses.values() for note in status["notes"] if note["session"] == name]
     at = {note["what"]: asked_at - note["age_s"] for note in sorted(notes, key=lambda note: -note["age_s"])}
+    if not {"handed over", "first token"} <= at.keys():
+        raise errors.ConfigError("the nodes' notes of the move are gone")
     assert session.host is not None
     row = next(one for one in statuses[session.host]["sessions"] if one["id"] == name)
     handed = [note["detail"] for note in notes if note["what"] == "handed over"]
+    gaps = list(pairwise(answer.times))
+    moving = [later - earlier for earlier, later in gaps if later >= at["handed over"] and earlier <= at["first token"]]
+    others = [later - earlier for earlier, later in gaps if later < at["handed over"] or earlier > at["first token"]]
     return Report(
         tokens=len(answer.ids),
         lost=max(0, row["tokens"] - len(set(answer.seqs))),
         repeated=len(answer.seqs) - len(set(answer.seqs)),
         equal=answer.ids == reference.ids,
-        pause_s=round(gaps[first - 1], 4) if first else -1.0,
-        step_s=round(median(after - before for before, after in pairwise(reference.times)), 4),
-        other_gap_s=round(max(gaps[: max(0, first - 1)] + gaps[first:], default=0.0), 4),
+        pause_s=round(max(moving), 4),
+        step_s=round(median(others), 4),
+        other_gap_s=round(max(others), 4),
         copy_s=_between(at, "moving", "handed over"),
-        switch_s=_between(at, "handed over", "first token"),
+        referred_s=_between(at, "handed over", "referred"),
+        elected_s=_between(at, "handed over", "elected"),
+        first_token_s=_between(at, "handed over", "first token"),
         pages_restored=row["pages_restored"] or 0,
         rounds=handed[-1] if handed else "",
     )

@@ -1,4 +1,4 @@
-"""What becomes of the engine's answers: an owner's go to its serving, others are to a load on a guess or for a move."""
+"""What becomes of the engine's answers: an owner's go to its serving, the others are to a guess or for a move."""
 
 from __future__ import annotations
 

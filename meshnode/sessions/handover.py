@@ -81,6 +81,8 @@ class Handover:
             return "it is being moved already"
         if serving.transcript.closed is not None:
             return "it is over"
+        if serving.repair.learner is not None or member.seating.current.seq > member.voter.released:
+            return "its group is being changed; try again"  # the newcomer would be forgotten by the next owner
         if not member.contract.manifest.migration.movable:
             return "its manifest says movable: false"
         if target == member.me:
@@ -209,8 +211,13 @@ class Handover:
         hosting = self.member.hosting
         if self._arriving is None or self._referred or hosting is None or self.member.serving is not None:
             return []
-        effects = hosting.catch_up(self.member.context(), migration.LAG_TOKENS_MAX)
-        if hosting.busy or self._arriving.told:
+        context = self.member.context()
+        if self._arriving.told and hosting.behind(context) > migration.LAG_ENTRIES_MAX:
+            self._arriving.told = False  # the owner goes on after all
+        if self._arriving.told:
+            return []
+        effects = hosting.catch_up(context, migration.LAG_TOKENS_MAX)
+        if hosting.busy:
             return effects
         self._arriving.told = True
         return [Note("ready", self.member.session, f"pages={hosting.pages_restored}"), self._report()]
@@ -220,6 +227,8 @@ class Handover:
         assert move is not None
         assert member.hosting is not None
         behind = member.hosting.behind(member.context())
+        if member.hosting.busy:  # nearly there is not there: a pass would be under way when the owner stops
+            behind = max(behind, migration.LAG_TOKENS_MAX + 1)
         ready = refer.HandoverReady(member.session, move.epoch, member.voter.log.last, behind, "")
         return Send(move.host, Lane.SIGNAL, ready)
 

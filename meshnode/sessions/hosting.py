@@ -118,10 +118,9 @@ class Hosting:
         return [Step(self.session, self.load, work, pending, transcript.told, turn.stop)]
 
     def behind(self, context: list[int]) -> int:
-        """Tokens of the context that the engine lacks; the last one does not count, since it is fed with the draw."""
-        if not context:
-            return 0
-        return len(context) - 1 - self._common(context) if not self.busy else len(context)
+        """Tokens of the context that the engine lacks once it is idle; the last one does not count, since it is fed
+        with the draw."""
+        return len(context) - 1 - self._common(context) if context else 0
 
     def catch_up(self, context: list[int], lag_max: int) -> list[Effect]:
         """Feed what the log says and draw nothing: somebody else owns the session, and is about to hand it over. A few

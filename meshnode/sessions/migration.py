@@ -22,11 +22,16 @@ ROUNDS_MAX = 4
 """Of pre-copy. More: less is left for the target to compute. Fewer: a move comes sooner to its end."""
 LEFT_BYTES_MAX = 2 << 20
 """What may be left to copy when the target loads. More: it computes more itself. One page may always be left."""
-LAG_TOKENS_MAX = 4
-"""How far behind the log a target that is ready may be. It computes them with its first token, in one pass. More: that
-pass takes longer. Fewer: it is in the middle of a pass when the owner stops."""
+LAG_TOKENS_MAX = 1
+"""How far behind the log a target that is ready may be. It computes them with its first token, in one pass, which takes
+as long as a step for 2 tokens and half as long again for 3 to 8 (SmolLM2-135M, w8). More: a longer pause. 0: a target
+is never ready, since the owner is drawing."""
+NEAR_TOKENS_MAX = 64
+"""A target that is slower than the owner never gets so near. After a stall this is near enough: it moves, with a longer
+pause. More: a longer pause. Fewer: nothing moves to slower machines."""
 LAG_ENTRIES_MAX = 8
-"""Entries that the owner may have written since the target said that it is ready."""
+"""Entries that the owner may have written since the target said that it is ready, and for which the target waits with
+an idle engine: a pass that it began now would be under way when the owner stops."""
 STALL_S = 10.0
 """A copy or a load that did not get on for so long has stalled: loading starts, or the move is called off."""
 REQUEST_S = 0.5
@@ -90,7 +95,8 @@ class Leaving:
         self._goal = -1
         """Pages that this round brings over."""
         self._acked = 0
-        self._behind = 1 << 60
+        self._behind = self._nearest = 1 << 60
+        """Tokens that the target lacked when it last said so, and at best."""
         self._ready_at = -1
         """Up to which seq the target has loaded; -1 before it is ready."""
         self._stalled_at = now + STALL_S
@@ -105,8 +111,9 @@ class Leaving:
         """The target says how far it is, or why it will not."""
         if refusal:
             self.refusal = refusal
-        if behind < self._behind:
-            self._behind, self._stalled_at = behind, now + STALL_S
+        self._behind = behind
+        if behind < self._nearest:
+            self._nearest, self._stalled_at = behind, now + STALL_S
         self._ready_at = seq if behind <= LAG_TOKENS_MAX else -1
 
     def go_on(self, now: float, progress: Progress) -> Act | None:
@@ -139,6 +146,7 @@ class Leaving:
 
     def _load(self, now: float, progress: Progress) -> Act | None:
         near = self._ready_at >= 0 and progress.last - self._ready_at <= LAG_ENTRIES_MAX
+        near = near or (now >= self._stalled_at and self._behind <= NEAR_TOKENS_MAX)
         if near and progress.leased:
             self.stage, self._request_at = Stage.STOPPING, float("inf")
             self._stalled_at = now + STALL_S

@@ -98,6 +98,13 @@ def test_the_owner_stops_only_for_a_target_that_is_near_the_end_of_the_log(
     assert move.go_on(0.1, AT_REST) is act
 
 
+def test_a_target_that_is_too_slow_to_get_nearer_is_near_enough_after_a_stall() -> None:
+    move = loading()
+    move.on_ready(1.0, 20, migration.NEAR_TOKENS_MAX, "")
+    assert move.go_on(0.9 + migration.STALL_S, AT_REST) is Act.REQUEST
+    assert move.go_on(1.0 + migration.STALL_S, AT_REST) is Act.STOP
+
+
 def test_without_a_lease_the_owner_does_not_stop_and_does_not_refer() -> None:
     move = loading()
     move.on_ready(0.1, 20, 0, "")
