@@ -105,6 +105,12 @@ TARGETS: dict[str, dict[str, Target]] = {
         for numeric_class in ("f32", "bf16", "w8", "i8")
         for figure in ("perplexity", "agreement")
     },
+    "sim": {
+        "violations": NONE,
+        "marks_missed": NONE,
+        "speedup_streaming": at_least(50),
+        "seeds_per_minute": at_least(1000),
+    },
     "codec": {
         "ratio_page": at_least(1.42),
         "ratio_64": at_least(1.45),

@@ -226,7 +226,9 @@ class Agent:
         del self._calling[answer.session]
         voters = tuple(seat.peer for seat in award.seats)
         kind = timers.TIMERS[calling.manifest.characteristics.kind]
-        attachment = self.attachments[answer.session] = Attachment(answer.session, voters, kind, now)
+        attachment = self.attachments[answer.session] = Attachment(
+            answer.session, voters, kind, now, auction=award.auction
+        )
         for seat in award.seats:
             self.mesh.interests[seat.peer] = seat.addresses
             self._gateways.setdefault(seat.peer, peer)

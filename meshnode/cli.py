@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshnode import __version__, config, control, errors, models_cli, moves_cli, shown
+from meshnode import __version__, config, control, errors, models_cli, moves_cli, shown, sim_cli
 from meshnode.commands import Data, Json
 from meshnode.commands import said as _said
 
@@ -35,6 +35,7 @@ app.add_typer(demo_app, name="demo")
 for _command in (moves_cli.down, moves_cli.drain, moves_cli.undrain):
     app.command()(_command)
 sessions_app.command("migrate")(moves_cli.migrate)
+app.command("sim")(sim_cli.sim)
 
 out, err = shown.out, shown.err
 

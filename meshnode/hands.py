@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import trio
@@ -157,17 +157,7 @@ class Hands:
             (answer,) = await self.engine.step([act.work])
         except errors.EngineError as error:
             return Faulted(act.session, act.load, str(error))
-        position = act.work.position + len(act.work.feed)
-        if answer is None:
-            return Stepped(act.session, act.load, position, None, "")
-        text = self.tokenizer.text
-        token = answer if isinstance(answer, int) else answer.token
-        said = speech.spoken(text([*act.pending, token]), act.told, act.stops)
-        stepped = Stepped(act.session, act.load, position, token, said.piece, said.rest, said.whole, said.stopped)
-        if isinstance(answer, int):
-            return stepped
-        top = tuple((one, text([one]), chance) for one, chance in answer.top)
-        return dataclasses.replace(stepped, logprob=answer.logprob, top=top)
+        return stepped(act, answer, self.tokenizer.text)
 
     async def _restore(self, act: Restore) -> int:
         """Tokens restored: the longest run of pages from the first one on that the engine has still, or the store has
@@ -251,6 +241,20 @@ class Hands:
             return [PageFailed(head.session, str(error))]
         stored = PageStored(frame.peer, head.session, head.epoch, head.page_index, head.address, head.parent)
         return [stored, *(Evicted(session) for session in kept.evicted)]
+
+
+def stepped(act: Step, answer: ports.Answer, text: Callable[[Sequence[int]], str]) -> Stepped:
+    """What the engine's answer says, as in sessions/speech.py."""
+    position = act.work.position + len(act.work.feed)
+    if answer is None:
+        return Stepped(act.session, act.load, position, None, "")
+    token = answer if isinstance(answer, int) else answer.token
+    said = speech.spoken(text([*act.pending, token]), act.told, act.stops)
+    event = Stepped(act.session, act.load, position, token, said.piece, said.rest, said.whole, said.stopped)
+    if isinstance(answer, int):
+        return event
+    top = tuple((one, text([one]), chance) for one, chance in answer.top)
+    return dataclasses.replace(event, logprob=answer.logprob, top=top)
 
 
 def _pack(act: Ship, raw: bytes) -> bytes:

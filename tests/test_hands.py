@@ -27,7 +27,7 @@ from meshnode.machine import (
 from meshnode.ports import GREEDY, Lane, Sampling, Work
 from meshnode.sessions.messages import Token, Turn
 from meshnode.sessions.transcript import Transcript
-from meshnode.sim import fakes
+from meshnode.sim import fakes, hashing
 from meshnode.snapshots import chain, disk, frames, store
 from tests.sessions import cases
 from tests.sessions.cases import A, B, C
@@ -59,7 +59,7 @@ class Body:
         self.pages = store.PageStore(self.disk)
         self.admitted: list[int] = []
         self.hands = hands.Hands(
-            self.engine, fakes.HashTokenizer(), self.pages, hands.at_once, self._gate, grammars=self.engine
+            self.engine, hashing.HashTokenizer(), self.pages, hands.at_once, self._gate, grammars=self.engine
         )
         self.wire = Wire()
         self.events: list[Event] = []

@@ -20,7 +20,7 @@ from meshnode import client, config, driver, hands, journal, manifest, options, 
 from meshnode.ids import PeerId
 from meshnode.machine import Effect, Introduced, Note
 from meshnode.net import memory
-from meshnode.sim import fakes
+from meshnode.sim import fakes, hashing
 from meshnode.snapshots import disk, store
 from meshnode.wire import keys
 
@@ -117,7 +117,7 @@ class World:
         brain.replay(trio.current_time(), records, found)
         transport = self.network.transport(machine.identity)
         writer = journal.JournalWriter(machine.journal)
-        tokenizer = fakes.HashTokenizer()
+        tokenizer = hashing.HashTokenizer()
         body = hands.Hands(
             engine if hosts else None,
             tokenizer,
@@ -195,10 +195,10 @@ def expected(wants: manifest.Manifest, text: str, count: int, **asked: Any) -> l
         **{field.name: getattr(agent, field.name) for field in dataclasses.fields(ports.Sampling)}
     )
     system = wants.agent.system or None
-    context = fakes.HashTokenizer().turn(text, system=system, first=True, closed=False)
+    context = hashing.HashTokenizer().turn(text, system=system, first=True, closed=False)
     said: list[int] = []
     while len(said) < count:
-        token = engine._draw(context, sampling, len(context) - len(said) if said else 0)
+        token = engine.core.draw(context, sampling, len(context) - len(said) if said else 0)
         said.append(token)
         context.append(token)
         if token in engine.card.eos:

@@ -91,6 +91,8 @@ class TorchEngine:
         """Not admitted yet, in the order in which they came."""
         self._running: dict[int, _Job] = {}
         """Admitted: the batcher has them, and their pages are safe. One for each session at most."""
+        self._returning: set[ids.SessionId] = set()
+        """Sessions that are read back, a few pages in each visit of the admission."""
         self._ended: dict[int, Answer] = {}
         """For the next `advance` to return."""
         self._pass_count = self._computed = self._reused = 0
@@ -192,6 +194,7 @@ class TorchEngine:
 
     def _admit_all(self) -> None:
         """Whoever waits and may, in order. Behind one that waits for memory, only those that need none may."""
+        self._returning.clear()
         taken = self._busy_sessions()
         short = False
         for number, job in list(self._waiting.items()):
@@ -202,8 +205,12 @@ class TorchEngine:
                 continue
             try:
                 self._admit(job)
+            except memory.Coming:  # some pages in each visit, so nobody has to wait for it, nor may take them again
+                self._returning.add(work.session)
+                taken.add(work.session)
+                continue
             except memory.Full as full:
-                if self._running or job.waited_passes < PATIENCE_PASSES:
+                if self._running or self._returning or job.waited_passes < PATIENCE_PASSES:
                     short = True
                     job.waited_passes += 1
                     taken.add(work.session)
@@ -249,7 +256,7 @@ class TorchEngine:
             raise errors.EngineError(f"a token is outside the vocabulary of {self.card.vocabulary}")
 
     def _busy_sessions(self) -> set[ids.SessionId]:
-        return {job.work.session for job in self._running.values()}
+        return {job.work.session for job in self._running.values()} | self._returning
 
     def _end_jobs(self, session: ids.SessionId, why: str) -> None:
         for number, job in [*self._waiting.items(), *self._running.items()]:

@@ -4,16 +4,17 @@ The idea: a session is its token ids and a page for each 32 of them. Since the i
 address the moment it is full (prefix.py), and a feed that goes where another went takes those pages instead of being
 computed. A page with an address is read-only; a session that was cut into one, and goes on, gets a copy to write to.
 
-When pages are wanted, idle ones go first: they cost only time. Then whole sessions that have nothing to do are
-spilled, the least recently used first, and come back with the same bits when they are asked for. Only what has work
-under way is safe. If that is not enough, `Full` says what was wanted and what there was.
+When pages are wanted, idle ones go first: they cost only time. Then sessions that have nothing to do are spilled, the
+least recently used first and from their last page on, as many pages as are wanted: a whole session at once would hold
+up everybody for a tenth of a second. They come back with the same bits when they are asked for, a few pages at a time
+(`Coming`). Only what has work under way is safe. If that is not enough, `Full` says what was wanted and what there was.
 
 Pages from outside (`restore`) are believed by the session that asked for them, as they always were, and by its forks.
 In the domain of a tenant they would be believed by all its sessions; so there a session that took some leaves the
 domain: what it fills from then on is found by nobody else.
 
 Rejected: preempting single pages (a session needs all of its pages for its next token); recomputing instead of
-spilling (fourteen times slower, DESIGN.md).
+spilling (six times slower, DESIGN.md).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from meshnode import errors, ids
 from meshnode.engine import prefix
 from meshnode.engine.pages import PAGE_TOKENS, Pages, pages_for
 
+RETURN_PAGES = 2
+"""Pages that come back in one visit, between two passes. More: streams wait longer. Fewer: a session that was spilled
+comes back later. Four milliseconds each for the 135M model if others must go for it, and a step takes five."""
 _LEFT = b"meshnode left its domain: "
 
 
@@ -54,17 +58,21 @@ class Pool(Protocol):
 class Spill(Protocol):
     """Where preempted sessions wait (spill.py)."""
 
-    def keep(self, session: ids.SessionId, pages: Sequence[bytes]) -> bool:
-        """All of a session's pages; False if there is no room for them."""
+    def keep(self, session: ids.SessionId, page_index: int, page: bytes) -> bool:
+        """A page; False if there is no room for it."""
 
     def read(self, session: ids.SessionId, page_index: int) -> bytes:
-        """A page of a session that is kept. Raises EngineError if it was lost."""
+        """A page that is kept. Raises EngineError if it was lost."""
+
+    def forget(self, session: ids.SessionId, page_index: int) -> None:
+        """A page that is not needed any more. Unknown ones are fine."""
 
     def drop(self, session: ids.SessionId) -> None:
         """Forget a session. Unknown ones are fine."""
 
-    def room(self) -> int:
-        """Bytes of pages that are kept for sure, however badly they pack."""
+
+class Coming(errors.EngineError):
+    """A spilled session is on its way back: ask again after the next pass."""
 
 
 class Full(errors.EngineError):
@@ -85,12 +93,15 @@ class _Session:
     """Where its pages are found: the one that was asked for, until it took pages from outside."""
     tokens: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
-    """In the pool, enough for `tokens`; none while it is spilled."""
+    """In the pool. Fewer than `tokens` need: the others are spilled."""
     chain: list[ids.Digest] = field(default_factory=list)
     """The addresses of its full pages."""
-    spilled: bool = False
     used: int = 0
     """Greater than that of a session used longer ago."""
+
+    def missing(self) -> range:
+        """The indices of pages that are spilled."""
+        return range(len(self.pages), pages_for(len(self.tokens)))
 
 
 class Memory:
@@ -132,7 +143,7 @@ class Memory:
     def grows(self, session: ids.SessionId, token_count: int) -> bool:
         """Whether so many tokens need a page that the session does not hold."""
         known = self._sessions.get(session)
-        return known is None or known.spilled or pages_for(token_count) > len(known.pages)
+        return known is None or pages_for(token_count) > len(known.pages)
 
     def admit(
         self,
@@ -147,7 +158,7 @@ class Memory:
         """Cut a session to `position` and make room for `feed`; returns how much of it is there already.
 
         If a token is drawn, the last one of `feed` is left to be computed. `busy` sessions keep their pages. Raises
-        EngineError if the position is beyond what is held, Full and Lost; after that the session is cut, no more.
+        EngineError if the position is beyond what is held, Full, Coming and Lost; after that the session is cut.
         """
         known = self._sessions.get(session) or _Session(domain or session)
         if not 0 <= position <= len(known.tokens):
@@ -159,10 +170,9 @@ class Memory:
             known.domain = domain or session
         self._sessions[session] = known
         known.used = self._clock = self._clock + 1
-        self._cut(known, position)
+        self._cut(session, known, position)
         busy = {session, *busy}
-        if known.spilled:
-            self._return(session, known, busy)
+        self._return(session, known, busy)
         self._share(known, feed, len(feed) - draws)
         if len(known.tokens) < position + len(feed):
             self._extend(known, position + len(feed), busy)
@@ -184,7 +194,7 @@ class Memory:
         count = len(known.tokens) if known else 0
         if known is None or not 0 <= page_index < count // PAGE_TOKENS:
             raise errors.EngineError(f"page {page_index} is not full: {count} tokens are here")
-        if known.spilled:
+        if page_index in known.missing():
             assert self._spill is not None
             return self._spill.read(session, page_index)
         return self._pool.export(known.pages[page_index])
@@ -224,7 +234,7 @@ class Memory:
         """Forget a session; its sealed pages stay for whoever may want them. Unknown ones are fine."""
         if known := self._sessions.pop(session, None):
             self._tree.give(known.pages)
-            if known.spilled and self._spill:
+            if self._spill:
                 self._spill.drop(session)
 
     def poisoned(self, session: ids.SessionId) -> None:
@@ -235,7 +245,10 @@ class Memory:
 
     # --------------------------------------------------------------------------------------------------------- inside
 
-    def _cut(self, known: _Session, position: int) -> None:
+    def _cut(self, session: ids.SessionId, known: _Session, position: int) -> None:
+        for index in known.missing():
+            if index >= pages_for(position):
+                self._spill_port.forget(session, index)
         del known.tokens[position:]
         del known.chain[position // PAGE_TOKENS :]
         self._tree.give(known.pages[pages_for(position) :])
@@ -274,32 +287,31 @@ class Memory:
         known.pages += taken
 
     def _return(self, session: ids.SessionId, known: _Session, busy: Collection[ids.SessionId]) -> None:
-        """Bring a spilled session back; pages that somebody kept in the tree need not be read."""
-        assert self._spill is not None
-        assert not known.pages
-        for address in known.chain:
-            page = self._tree.find(address, known.pages[-1] if known.pages else None)
+        """Bring spilled pages back, some at a time; those that somebody kept in the tree need not be read."""
+        for index in known.missing():
+            before = known.pages[-1] if known.pages else None
+            page = self._tree.find(known.chain[index], before) if index < len(known.chain) else None
             if page is None:
                 break
             self._tree.hold(page)
             known.pages.append(page)
-        first, count = len(known.pages), pages_for(len(known.tokens))
-        taken = self._take_or_give_back(known, count - first, busy)
-        known.pages += taken
-        read = first
-        try:
-            while read < count:
-                self._pool.restore(known.pages[read], self._pool.parse(self._spill.read(session, read)))
-                read += 1
-        except errors.EngineError:
-            lost = known.tokens[read * PAGE_TOKENS :]
-            self._cut(known, read * PAGE_TOKENS)
-        known.spilled = False
-        self._spill.drop(session)
-        for index in range(first, len(known.chain)):
-            self._seal(known, index)
-        if read < count:
-            raise Lost(lost)
+            self._spill_port.forget(session, index)
+        missing = known.missing()[:RETURN_PAGES]
+        taken = self._take(len(missing), busy)
+        for index, page in zip(missing, taken, strict=True):
+            try:
+                self._pool.restore(page, self._pool.parse(self._spill_port.read(session, index)))
+            except errors.EngineError:
+                self._tree.give(taken[taken.index(page) :])
+                lost = known.tokens[index * PAGE_TOKENS :]
+                self._cut(session, known, index * PAGE_TOKENS)
+                raise Lost(lost) from None
+            known.pages.append(page)
+            self._spill_port.forget(session, index)
+            if index < len(known.chain):
+                self._seal(known, index)
+        if known.missing():
+            raise Coming("a spilled session is on its way back")
 
     def _seal(self, known: _Session, index: int) -> None:
         if index == len(known.chain):
@@ -326,15 +338,28 @@ class Memory:
         return self._tree.take(count)
 
     def _preempt(self, busy: Collection[ids.SessionId]) -> bool:
-        """Spill the session used longest ago that has nothing to do and would free something."""
-        idle = (one for one in self._sessions.items() if one[0] not in busy and any(map(self._tree.lone, one[1].pages)))
-        for session, known in sorted(idle, key=lambda one: one[1].used):
-            if self._spill is None or len(known.pages) * self._pool.page_bytes > self._spill.room():
-                continue
-            if self._spill.keep(session, [self._pool.export(page) for page in known.pages]):
-                self._tree.give(known.pages)
-                known.pages.clear()
-                known.spilled = True
-                self.spill_count += 1
-                return True
+        """Spill the last page of the session used longest ago that has nothing to do; rather one that frees a page by
+        that than one whose pages others hold, which may be a fork that has nothing to do either."""
+
+        def order(one: tuple[ids.SessionId, _Session]) -> tuple[bool, int]:
+            return not any(map(self._tree.lone, one[1].pages)), one[1].used
+
+        if self._spill is None:
+            return False
+        idle = [one for one in self._sessions.items() if one[0] not in busy and one[1].pages]
+        for session, known in sorted(idle, key=order):
+            first = not known.missing()
+            index = len(known.pages) - 1
+            # Pages behind the last token were reserved for work that was given up: nothing is in them.
+            if index < pages_for(len(known.tokens)):
+                if not self._spill.keep(session, index, self._pool.export(known.pages[index])):
+                    continue
+                self.spill_count += first
+            self._tree.give((known.pages.pop(),))
+            return True
         return False
+
+    @property
+    def _spill_port(self) -> Spill:
+        assert self._spill is not None, "pages are missing, and there is no place where they could be"
+        return self._spill

@@ -1,4 +1,4 @@
-"""Where the pages of a preempted session wait: one file each in a folder of this process, or memory.
+"""Where pages wait whose session had to make room: files in a folder of this process, or memory.
 
 The idea: a node's owner said how much memory KV may take, so what does not fit goes to disk. Pages are packed as they
 are for the mesh (snapshots/codec.py: exactly, a third smaller), because less to write is faster to write. The index is
@@ -6,16 +6,16 @@ in memory and the folder is emptied at opening: nothing here outlives the proces
 the replicas know better. A digest of each page is in the index as well: a disk that rots costs a session the time to
 compute its pages again, and no token is ever drawn from what it made of them.
 
-A full disk is no fault: the session stays in memory, and somebody else is told that memory is full.
+A full disk is no fault: the page stays in memory, and somebody else is told that memory is full.
 Rejected: swap (the kernel picks pages of everybody, weights first); memory alone, which would be KV memory by another
-name. `MemorySpill` is for engines without a folder, and bounded like the other.
+name; a file a session (pages come and go one by one, and its holes would be nobody's). `MemorySpill` is for engines
+without a folder, and bounded like the other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,9 @@ from meshnode.snapshots import codec
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A page in its session's file."""
+class _Kept:
+    """What is known of a page without reading it."""
 
-    start: int
     size: int
     codec: int
     raw_bytes: int
@@ -35,52 +34,47 @@ class _Place:
 
 
 class _Index:
-    """What is where, and how much of the budget is left."""
+    """What is kept, and how much of the budget is left."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._places: dict[ids.SessionId, list[_Place]] = {}
+        self.room = bytes_max
+        self._kept: dict[ids.SessionId, dict[int, _Kept]] = {}
 
-    def add(self, session: ids.SessionId, packed: Sequence[codec.Encoded], raw: Sequence[bytes]) -> bool:
+    def add(self, session: ids.SessionId, page_index: int, packed: codec.Encoded, page: bytes) -> bool:
         """False, and nothing is changed, if the budget does not allow it."""
-        assert session not in self._places, "a session was spilled twice"
-        size = sum(len(one.payload) for one in packed)
-        if self._bytes + size > self._bytes_max:
+        assert page_index not in self._kept.get(session, {}), "a page was spilled twice"
+        size = len(packed.payload)
+        if size > self.room:
             return False
-        start, places = 0, []
-        for one, page in zip(packed, raw, strict=True):
-            places.append(_Place(start, len(one.payload), one.codec, len(page), ids.digest(page)))
-            start += len(one.payload)
-        self._places[session] = places
-        self._bytes += size
+        kept = _Kept(size, packed.codec, len(page), ids.digest(page))
+        self._kept.setdefault(session, {})[page_index] = kept
+        self.room -= size
         return True
 
-    def remove(self, session: ids.SessionId) -> bool:
-        places = self._places.pop(session, None)
-        self._bytes -= sum(place.size for place in places or ())
-        return places is not None
+    def remove(self, session: ids.SessionId, page_index: int) -> bool:
+        """Whether it was there."""
+        kept = self._kept.get(session, {}).pop(page_index, None)
+        if not self._kept.get(session):
+            self._kept.pop(session, None)
+        self.room += kept.size if kept else 0
+        return kept is not None
 
-    @property
-    def room(self) -> int:
-        return self._bytes_max - self._bytes
+    def pages(self, session: ids.SessionId) -> list[int]:
+        return list(self._kept.get(session, {}))
 
-    def place(self, session: ids.SessionId, page_index: int) -> _Place:
-        return self._places[session][page_index]
-
-
-def _unpacked(place: _Place, payload: bytes) -> bytes:
-    try:
-        page = codec.decode(place.codec, payload, place.raw_bytes)
-    except errors.PeerError as error:
-        raise errors.EngineError(f"a spilled page is damaged: {error}") from None
-    if ids.digest(page) != place.digest:
-        raise errors.EngineError("a spilled page is damaged")
-    return page
+    def unpacked(self, session: ids.SessionId, page_index: int, payload: bytes) -> bytes:
+        kept = self._kept[session][page_index]
+        try:
+            page = codec.decode(kept.codec, payload, kept.raw_bytes)
+        except errors.PeerError as error:
+            raise errors.EngineError(f"a spilled page is damaged: {error}") from None
+        if ids.digest(page) != kept.digest:
+            raise errors.EngineError("a spilled page is damaged")
+        return page
 
 
 class FolderSpill:
-    """One file a session. The folder belongs to this process: what is in it at opening is removed."""
+    """One file a page. The folder belongs to this process: what is in it at opening is removed."""
 
     def __init__(self, folder: Path, bytes_max: int) -> None:
         """Raises ConfigError if the folder cannot be made."""
@@ -92,40 +86,43 @@ class FolderSpill:
         except OSError as error:
             raise errors.ConfigError(f"the spill folder {folder} cannot be made: {error}") from None
 
-    def keep(self, session: ids.SessionId, pages: Sequence[bytes]) -> bool:
-        """All of a session's pages; False if there is no room for them."""
-        packed = [codec.encode(page) for page in pages]
-        if not self._index.add(session, packed, pages):
+    def keep(self, session: ids.SessionId, page_index: int, page: bytes) -> bool:
+        """A page; False if there is no room for it."""
+        packed = codec.encode(page)
+        if not self._index.add(session, page_index, packed, page):
             return False
         try:
-            self._path(session).write_bytes(b"".join(one.payload for one in packed))
+            self._path(session, page_index).write_bytes(packed.payload)
         except OSError:
-            self.drop(session)
+            self.forget(session, page_index)
             return False
         return True
 
     def read(self, session: ids.SessionId, page_index: int) -> bytes:
-        """One page of a session that is kept. Raises EngineError if the disk lost it."""
-        place = self._index.place(session, page_index)
+        """A page that is kept. Raises EngineError if the disk lost it."""
         try:
-            with self._path(session).open("rb") as file:
-                file.seek(place.start)
-                return _unpacked(place, file.read(place.size))
+            payload = self._path(session, page_index).read_bytes()
         except OSError as error:
             raise errors.EngineError(f"a spilled page cannot be read: {error}") from None
+        return self._index.unpacked(session, page_index, payload)
+
+    def forget(self, session: ids.SessionId, page_index: int) -> None:
+        """A page that is not needed any more. Unknown ones are fine."""
+        if self._index.remove(session, page_index):
+            with contextlib.suppress(OSError):
+                self._path(session, page_index).unlink(missing_ok=True)
 
     def drop(self, session: ids.SessionId) -> None:
-        """Forget a session. Unknown ones are fine."""
-        if self._index.remove(session):
-            with contextlib.suppress(OSError):
-                self._path(session).unlink(missing_ok=True)
+        """All pages of a session. Unknown ones are fine."""
+        for page_index in self._index.pages(session):
+            self.forget(session, page_index)
 
     def room(self) -> int:
-        """Bytes of pages that are kept for sure."""
+        """Bytes of the budget that are left."""
         return self._index.room
 
-    def _path(self, session: ids.SessionId) -> Path:
-        return self._folder / session.hex()
+    def _path(self, session: ids.SessionId, page_index: int) -> Path:
+        return self._folder / f"{session.hex()}-{page_index}"
 
 
 class MemorySpill:
@@ -133,25 +130,29 @@ class MemorySpill:
 
     def __init__(self, bytes_max: int) -> None:
         self._index = _Index(bytes_max)
-        self._payloads: dict[ids.SessionId, bytes] = {}
+        self._payloads: dict[tuple[ids.SessionId, int], bytes] = {}
 
-    def keep(self, session: ids.SessionId, pages: Sequence[bytes]) -> bool:
+    def keep(self, session: ids.SessionId, page_index: int, page: bytes) -> bool:
         """See FolderSpill."""
-        packed = [codec.encode(page) for page in pages]
-        if not self._index.add(session, packed, pages):
+        packed = codec.encode(page)
+        if not self._index.add(session, page_index, packed, page):
             return False
-        self._payloads[session] = b"".join(one.payload for one in packed)
+        self._payloads[session, page_index] = packed.payload
         return True
 
     def read(self, session: ids.SessionId, page_index: int) -> bytes:
         """See FolderSpill."""
-        place = self._index.place(session, page_index)
-        return _unpacked(place, self._payloads[session][place.start : place.start + place.size])
+        return self._index.unpacked(session, page_index, self._payloads[session, page_index])
+
+    def forget(self, session: ids.SessionId, page_index: int) -> None:
+        """See FolderSpill."""
+        if self._index.remove(session, page_index):
+            del self._payloads[session, page_index]
 
     def drop(self, session: ids.SessionId) -> None:
         """See FolderSpill."""
-        if self._index.remove(session):
-            del self._payloads[session]
+        for page_index in self._index.pages(session):
+            self.forget(session, page_index)
 
     def room(self) -> int:
         """See FolderSpill."""

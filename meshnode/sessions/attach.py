@@ -102,8 +102,12 @@ class _Asked:
 class Attachment:
     """One session, as its client sees it."""
 
-    def __init__(self, session: SessionId, voters: tuple[PeerId, ...], timers: Timers, now: float) -> None:
+    def __init__(
+        self, session: SessionId, voters: tuple[PeerId, ...], timers: Timers, now: float, *, auction: RequestId
+    ) -> None:
         self.session = session
+        self.auction = auction
+        """Whose award was accepted: a call that was made again elsewhere may have led to a second one."""
         self.voters = voters
         self.timers = timers
         self.last = 0
@@ -132,7 +136,7 @@ class Attachment:
         self._asked_at = self._refreshed_at = now
         effects: list[Effect] = []
         for voter in self.voters:
-            effects.append(Send(voter, Lane.SIGNAL, messages.Ack(self.session)))
+            effects.append(Send(voter, Lane.SIGNAL, messages.Ack(self.session, self.auction)))
             effects.append(Send(voter, Lane.SIGNAL, messages.Subscribe(self.session, self.last)))
         return effects
 

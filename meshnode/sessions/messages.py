@@ -41,12 +41,13 @@ Entries = Annotated[tuple[Entry, ...], Max(ENTRIES_MAX)]
 # ------------------------------------------------------------------------------------------- between client and voters
 
 
-@schema.message(31)
+@schema.message(59)
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The agent has the answer: the session begins."""
+    """The agent has the answer: the session begins, under the award of this auction and no other. (31 named none.)"""
 
     session: SessionId
+    auction: RequestId
 
 
 @schema.message(32)

@@ -25,7 +25,7 @@ class _Follower:
     answered_us: int = -1
     """Latest of our stamps that came back."""
     rewound_us: int = -1
-    """Our stamp when we last went back: refusals of older messages are stale."""
+    """Our stamp when we last went back: refusals of older messages are stale. Not those of what is sent with it."""
     matched_us: int = -1
     """When we heard of `matched`."""
 
@@ -109,7 +109,7 @@ class Owner:
             self.rolled_back.add(peer)
         elif reply.stamp_us >= follower.rewound_us:
             follower.sent = min(reply.matched, follower.sent)
-            follower.rewound_us = _us(now) + 1
+            follower.rewound_us = _us(now)
 
     def _rolled_back(self, follower: _Follower, reply: Replicated) -> bool:
         """Whether a refusal means that the disk lost what it had. A log with an entry of this epoch is a prefix of

@@ -235,8 +235,8 @@ class Registry:
             raise errors.PeerError("a message for a session that another agent signed for")
         serving = member.serving
         match message:
-            case messages.Ack():
-                return member.on_ack(now)
+            case messages.Ack(_, auction):
+                return member.on_ack(now) if auction == member.contract.award.auction else []
             case messages.Subscribe():
                 return member.on_subscribe(now, client, message)
             case messages.Message():
@@ -361,9 +361,12 @@ class Registry:
 
 
 def _replaceable(known: Member, contract: Contract) -> bool:
-    """Whether another award of the same agent may take the place of one that nobody has acted upon."""
+    """Whether another award of the same agent may take the place of one that nobody has acted upon. Of one auction, a
+    later one: what was overtaken on its way is withdrawn."""
     untouched = known.state is State.PROCEEDING and known.voter.promised == 1
-    return untouched and known.contract.agent == contract.agent
+    old, new = known.contract.award, contract.award
+    overtaken = old.auction == new.auction and new.attempt < old.attempt
+    return untouched and known.contract.agent == contract.agent and not overtaken
 
 
 def _again(known: Voter | None, session: SessionId) -> Voter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,13 @@ def test_a_machine_without_a_compiler_hears_what_to_do(monkeypatch: pytest.Monke
         library.load("plain")
     assert "gcc" in str(refused.value.hint)
     library.load.cache_clear()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_threads_do_every_piece_of_every_phase_once(tmp_path: Path, threads: int) -> None:
+    program, native = tmp_path / "check", Path(build.__file__).parent
+    source = Path(__file__).with_name("threads_check.c")
+    command = ["cc", "-O2", "-std=gnu11", "-I", str(native), str(source), str(native / "threads.c"), "-pthread"]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    done = subprocess.run([str(program), str(threads), "5000"], check=True, capture_output=True, text=True)
+    assert done.stdout == "0 wrong in 5000 phases\n"

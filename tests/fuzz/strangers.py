@@ -205,7 +205,7 @@ def node(rng: random.Random, place: int = 0, *, serving: bool = True) -> Peer:
     brain.step(0.0, Stocked((SHELVED,)))
     brain.step(0.0, Received(cases.A, Lane.SIGNAL, talk.Awarded(cases.award())))
     if serving:
-        brain.step(0.0, Received(cases.AGENT.peer, Lane.SIGNAL, messages.Ack(cases.SESSION)))
+        brain.step(0.0, Received(cases.AGENT.peer, Lane.SIGNAL, messages.Ack(cases.SESSION, cases.AUCTION)))
     return brain
 
 

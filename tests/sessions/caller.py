@@ -27,7 +27,13 @@ class Caller:
     def __init__(self, world: World, voters: tuple[PeerId, ...], turns: int) -> None:
         self.world = world
         self.turns = turns
-        self.client = attach.Attachment(cases.SESSION, voters, timers.TIMERS[cases.wants().characteristics.kind], 0.0)
+        self.client = attach.Attachment(
+            cases.SESSION,
+            voters,
+            timers.TIMERS[cases.wants().characteristics.kind],
+            0.0,
+            auction=cases.AUCTION,
+        )
         self.said: dict[bytes, list[int]] = {}
         self.ended: dict[bytes, str] = {}
         self.over = ""

@@ -21,7 +21,7 @@ ANSWER = (
 
 
 def fresh(kind: manifest.Kind = manifest.Kind.INTERACTIVE) -> attach.Attachment:
-    of = attach.Attachment(cases.SESSION, (A, B, C), timers.TIMERS[kind], 0.0)
+    of = attach.Attachment(cases.SESSION, (A, B, C), timers.TIMERS[kind], 0.0, auction=cases.AUCTION)
     of.begin(0.0)
     return of
 

@@ -77,6 +77,15 @@ def test_of_five_voters_three_are_needed() -> None:
     assert of.releasable() == 1
 
 
+def test_a_refusal_of_what_was_sent_in_going_back_makes_it_go_back_further() -> None:
+    """A follower with a longer tail of its own names its own end first, and what is released only when asked there."""
+    of = fresh(1, 1, 1, 2)
+    of.on_replicated(B, no(3, stamp_us=11_000_000), 11.0)
+    ((_, resent),) = [(to, one) for to, one in of.outbound(11.0, 0) if to == B]
+    of.on_replicated(B, no(1, stamp_us=resent.stamp_us), 11.1)
+    assert spans(of.outbound(11.1, 0)) == [(1, 3)]
+
+
 def test_strangers_other_epochs_and_claims_beyond_the_log_count_for_nothing() -> None:
     of = fresh(2)
     of.durable = 1

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from meshnode import errors, ids
+from meshnode.ids import RequestId
 from meshnode.machine import Persist
 from meshnode.sessions import contract, log, messages, records, registry
 from meshnode.sessions.lifecycle import State
@@ -60,10 +61,12 @@ def test_strangers_are_refused_and_unknown_sessions_are_no_fault() -> None:
     with pytest.raises(errors.PeerError, match="no seat"):
         of.from_voter(0.0, STRANGER, messages.PreVote(cases.SESSION, 2))
     with pytest.raises(errors.PeerError, match="another agent"):
-        of.from_agent(0.0, STRANGER, messages.Ack(cases.SESSION))
+        of.from_agent(0.0, STRANGER, messages.Ack(cases.SESSION, cases.AUCTION))
     other = ids.SessionId(b"o" * 16)
     assert of.from_voter(0.0, STRANGER, messages.PreVote(other, 2)) == []
-    assert cases.sent(of.from_agent(0.0, STRANGER, messages.Ack(other))) == [(STRANGER, messages.Gone(other))]
+    assert cases.sent(of.from_agent(0.0, STRANGER, messages.Ack(other, cases.AUCTION))) == [
+        (STRANGER, messages.Gone(other))
+    ]
 
 
 def test_no_voter_may_name_an_epoch_that_leaves_none_above_it() -> None:
@@ -163,7 +166,7 @@ def test_an_award_is_taken_back_by_its_auctioneer_and_not_once_it_lives() -> Non
     assert of.release(A, cases.request(9), cases.SESSION) == []
     assert cases.persisted(of.release(A, cases.AUCTION, cases.SESSION)) == [messages.Dropped(cases.SESSION, False)]
     living, _ = seated()
-    living.from_agent(0.0, AGENT, messages.Ack(cases.SESSION))
+    living.from_agent(0.0, AGENT, messages.Ack(cases.SESSION, cases.AUCTION))
     assert living.release(A, cases.AUCTION, cases.SESSION) == []
 
 
@@ -188,9 +191,24 @@ def test_a_journal_that_does_not_fit_together_is_the_disks_fault(record: records
         again([records.pack(record)])
 
 
+def test_an_acknowledgement_of_another_auctions_award_begins_nothing() -> None:
+    of, _ = seated(0)
+    assert of.from_agent(0.0, AGENT, messages.Ack(cases.SESSION, RequestId(b"b" * 16))) == []
+    assert of.members[cases.SESSION].state is State.PROCEEDING
+    of.from_agent(0.0, AGENT, messages.Ack(cases.SESSION, cases.AUCTION))
+    assert of.members[cases.SESSION].serving is not None
+
+
+def test_an_award_that_was_overtaken_by_a_later_one_of_its_auction_is_refused() -> None:
+    of, _ = seated(0)
+    later, earlier = cases.award(3, attempt=3), cases.award(3, attempt=2)
+    assert of.born(0.0, contract.read(later), later)[1] == ""
+    assert "already" in of.born(0.0, contract.read(earlier), earlier)[1]
+
+
 def test_a_deposed_owner_goes_above_the_epoch_that_it_heard_of() -> None:
     of, _ = seated(0)
-    of.from_agent(0.0, AGENT, messages.Ack(cases.SESSION))
+    of.from_agent(0.0, AGENT, messages.Ack(cases.SESSION, cases.AUCTION))
     of.from_voter(0.1, C, messages.Replicated(cases.SESSION, 6, 0, False, 0))
     member = of.members[cases.SESSION]
     assert member.serving is None

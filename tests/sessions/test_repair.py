@@ -26,7 +26,7 @@ class Owner:
         self.brain = registry.Registry(A, cases.CARD, random.Random(1), cases.NODES[0])
         self.brain.born(0.0, contract.read(sealed), sealed)
         self.now = 0.0
-        self.brain.from_agent(0.0, cases.AGENT.peer, messages.Ack(cases.SESSION))
+        self.brain.from_agent(0.0, cases.AGENT.peer, messages.Ack(cases.SESSION, cases.AUCTION))
         self.durable()
 
     @property

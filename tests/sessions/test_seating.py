@@ -204,7 +204,8 @@ def test_a_node_with_a_part_in_the_session_is_no_newcomer_and_the_same_request_t
 
 
 def attached() -> attach.Attachment:
-    of = attach.Attachment(cases.SESSION, (A, B, C), timers.TIMERS[cases.wants().characteristics.kind], 0.0)
+    kind = timers.TIMERS[cases.wants().characteristics.kind]
+    of = attach.Attachment(cases.SESSION, (A, B, C), kind, 0.0, auction=cases.AUCTION)
     of.begin(0.0)
     return of
 

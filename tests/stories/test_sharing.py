@@ -40,7 +40,7 @@ async def reused(place: world.World) -> int:
     """Tokens found since the last time this was asked, once the sessions before are out of the engine."""
     engine = place.machines["a"].engine
     assert engine is not None
-    await place.wait_until(lambda: not engine._contexts)
+    await place.wait_until(lambda: not engine.core.contexts)
     return engine.statistics().reused_tokens
 
 

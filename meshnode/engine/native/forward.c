@@ -1,7 +1,7 @@
 // One forward pass of a Llama over rows of any sessions: all layers in one call, without Python in between.
 //
-// A pass is phases with a barrier after each; within a phase, pieces of work are taken from a counter. Everything but
-// attention is row by row; attention follows page tables. No sum crosses rows, and none depends on which thread computed
+// A pass is phases, one after another; the pieces of a phase are computed by whoever has a core. Everything but attention
+// is row by row; attention follows page tables. No sum crosses rows, and none depends on which thread computed
 // what: the bits of a row are a function of its context.
 //
 // Whoever calls has checked everything: row counts, positions, pages. Nothing in here allocates but scratch that grows.
@@ -17,136 +17,167 @@
 #include <unistd.h>
 #endif
 
-enum { PRIVATE_ROWS = 4, AMX_ROWS_MIN = 5 };
+enum { LONE_ROWS = 4, AMX_ROWS_MIN = 5 };
 
 // ------------------------------------------------------------------------------------------------------------ phases
+//
+// Each is a function over pieces, and a structure of what it needs. The caller walks through the layers; helpers join.
+
+enum { STORE, ADD, GATED };
 
 typedef struct {
     Engine *of;
-    float *own;
-    uint8_t *levels;   // of this thread, for few rows
-    float *scales;
-    int phase;
-} Thread;
+    const float *x;
+    int64_t stride;
+    const int32_t *which;  // rows of x, or NULL for all
+    int in, width;
+    float eps;
+    const float *gain;
+} Rounding;
 
-static int take(Thread *t, int grain) { return atomic_fetch_add_explicit(&t->of->next[t->phase], grain, memory_order_relaxed); }
-
-static void end_phase(Thread *t) {
-    threads_meet(t->of->threads);
-    t->phase++;
-}
-
-#define WORK(index, total, grain) \
-    for (int index##_from = take(t, grain); index##_from < (total); index##_from = take(t, grain)) \
-        for (int index = index##_from; index < (total) && index < index##_from + (grain); index++)
-
-// Few rows: each thread rounds them all for itself, which is quicker than to meet. Many: shared out, with a meeting.
-static Rows rounded_rows(Thread *t, const float *x, int64_t stride, int count, const int32_t *which, const Matrix *by, int width, float eps, const float *gain) {
-    Engine *of = t->of;
-    const int planes = of->model.planes, in = by->in;
-    if (count <= PRIVATE_ROWS) {
-        for (int r = 0; r < count; r++)
-            quantise(x + (which ? which[r] : r) * stride, in, width, eps, gain, planes, t->levels + (int64_t)r * planes * in, t->scales + r);
-        return (Rows){t->levels, t->scales, planes, count};
+static void round_pieces(void *with, int from, int to, int thread) {
+    const Rounding *w = with;
+    const int planes = w->of->model.planes;
+    (void)thread;
+    for (int r = from; r < to; r++) {
+        const float *row = w->x + (w->which ? w->which[r] : r) * w->stride;
+        quantise(row, w->in, w->width, w->eps, w->gain, planes, w->of->levels + (int64_t)r * planes * w->in, w->of->scales + r);
     }
-    WORK(r, count, 2) quantise(x + (which ? which[r] : r) * stride, in, width, eps, gain, planes, of->levels + (int64_t)r * planes * in, of->scales + r);
-    end_phase(t);
-    return (Rows){of->levels, of->scales, planes, count};
 }
 
-static void multiply(Thread *t, const int kind, const Rows *rows, const Matrix *by, float *to, int64_t stride, int limit) {
+// Few rows are rounded before a helper would have come.
+static Rows rounded_rows(Engine *of, const float *x, int64_t stride, int count, const int32_t *which, const Matrix *by, int width, float eps, const float *gain) {
+    Rounding work = {of, x, stride, which, by->in, width, eps, gain};
+    threads_each(of->threads, count, count <= LONE_ROWS ? LONE_ROWS : 2, round_pieces, &work);
+    return (Rows){of->levels, of->scales, of->model.planes, count};
+}
+
+typedef struct {
+    Engine *of;
+    int kind;
+    Rows rows;
+    const Matrix *by;
+    float *to;
+    int64_t stride;
+    int limit;
+} Product;
+
+static void multiply_pieces(void *with, int from, int to, int thread) {
+    const Product *w = with;
     float sums[BLOCK_ROWS * TILE];
-    const int tiles = by->out / TILE, share = tiles / (8 * threads_count(t->of->threads)), grain = share > 1 ? share : 1;
-    WORK(tile, tiles, grain) {
-        for (int row = 0; row < rows->rows; row += BLOCK_ROWS) {
-            int count = (int)at_most(BLOCK_ROWS, rows->rows - row);
+    (void)thread;
 #if defined(__AMX_INT8__)
-            if (t->of->amx && count >= AMX_ROWS_MIN) {
-                if (rows->planes == 2) products_many(2, rows, by, row, tile, sums);
-                else products_many(1, rows, by, row, tile, sums);
+    const int amx = w->of->amx && w->rows.rows >= AMX_ROWS_MIN;
+    if (amx) amx_begin(w->rows.rows);
+#endif
+    for (int tile = from; tile < to; tile++)
+        for (int row = 0; row < w->rows.rows; row += BLOCK_ROWS) {
+            const int count = (int)at_most(BLOCK_ROWS, w->rows.rows - row);
+#if defined(__AMX_INT8__)
+            if (amx && count >= AMX_ROWS_MIN) {
+                if (w->rows.planes == 2) products_many(2, &w->rows, w->by, row, tile, sums);
+                else products_many(1, &w->rows, w->by, row, tile, sums);
             } else
 #endif
-                products(rows, by, row, count, tile, sums);
-            if (kind == GATED) put(GATED, sums, row, count, tile, to, stride, limit);
-            else if (kind == ADD) put(ADD, sums, row, count, tile, to, stride, limit);
-            else put(STORE, sums, row, count, tile, to, stride, limit);
+                products(&w->rows, w->by, row, count, tile, sums);
+            if (w->kind == GATED) put_gated(sums, row, count, tile, w->to, w->stride);
+            else if (w->kind == ADD) put_added(sums, row, count, tile, w->to, w->stride);
+            else put_stored(sums, row, count, tile, w->to, w->stride, w->limit);
         }
-    }
-    end_phase(t);
+#if defined(__AMX_INT8__)
+    if (amx) amx_end();
+#endif
 }
 
-static void run_layer(Thread *t, int number) {
-    Engine *of = t->of;
-    const Model *m = &of->model;
-    const Layer *layer = m->layer + number;
-    const Pass *pass = of->pass;
-    const int hidden_in = layer->qkv.in, count = pass->rows;
-
-    Rows rows = rounded_rows(t, of->rows, hidden_in, count, NULL, &layer->qkv, m->hidden, m->eps, NULL);
-    multiply(t, STORE, &rows, &layer->qkv, of->joined, layer->qkv.out, layer->qkv.out);
-
-    WORK(piece, of->task_count * m->kv_heads, 1) {
-        const Task *task = of->tasks + piece / m->kv_heads;
-        if (task->part <= 0)
-            for (int r = task->row; r < task->row + task->count; r++)
-                finish(of, layer, number, r, pass->pages + pass->first_page[task->segment], pass->positions[r], piece % m->kv_heads);
-    }
-    end_phase(t);
-
-    WORK(piece, of->task_count * m->kv_heads, 1) {
-        const Task *task = of->tasks + piece / m->kv_heads;
-        if (task->part < 0) attend_rows(of, layer, number, task, piece % m->kv_heads, t->own);
-        else attend_lone(of, layer, number, task, piece % m->kv_heads, t->own);
-    }
-    end_phase(t);
-    if (of->part_max > 1) {
-        WORK(piece, of->task_count * m->heads, 4) {
-            const Task *task = of->tasks + piece / m->heads;
-            if (task->part == 0) join(of, layer, task, piece % m->heads);
-        }
-        end_phase(t);
-    }
-
-    rows = rounded_rows(t, of->mixed, layer->out.in, count, NULL, &layer->out, 1, -1.0f, NULL);
-    multiply(t, ADD, &rows, &layer->out, of->rows, hidden_in, 0);
-    rows = rounded_rows(t, of->rows, hidden_in, count, NULL, &layer->gate_up, m->hidden, m->eps, NULL);
-    multiply(t, GATED, &rows, &layer->gate_up, of->act, layer->down.in, 0);
-    rows = rounded_rows(t, of->act, layer->down.in, count, NULL, &layer->down, 1, -1.0f, NULL);
-    multiply(t, ADD, &rows, &layer->down, of->rows, hidden_in, 0);
+static void multiply(Engine *of, int kind, Rows rows, const Matrix *by, float *to, int64_t stride, int limit) {
+    const int tiles = by->out / TILE, share = tiles / (8 * threads_count(of->threads));
+    Product work = {of, kind, rows, by, to, stride, limit};
+    threads_each(of->threads, tiles, share > 1 ? share : 1, multiply_pieces, &work);
 }
 
-static void run_pass(void *with, int thread) {
+typedef struct {
+    Engine *of;
+    const Layer *layer;
+    int number;
+} InLayer;
+
+static void finish_pieces(void *with, int from, int to, int thread) {
+    const InLayer *w = with;
+    const Pass *pass = w->of->pass;
+    const int heads = w->of->model.kv_heads;
+    (void)thread;
+    for (int piece = from; piece < to; piece++) {
+        const Task *task = w->of->tasks + piece / heads;
+        if (task->part > 0) continue;
+        const int32_t *pages = pass->pages + pass->first_page[task->segment];
+        for (int r = task->row; r < task->row + task->count; r++) finish(w->of, w->layer, w->number, r, pages, pass->positions[r], piece % heads);
+    }
+}
+
+static void attend_pieces(void *with, int from, int to, int thread) {
+    const InLayer *w = with;
+    const int heads = w->of->model.kv_heads;
+    for (int piece = from; piece < to; piece++) {
+        const Task *task = w->of->tasks + piece / heads;
+        if (task->part < 0) attend_rows(w->of, w->layer, w->number, task, piece % heads, w->of->own[thread]);
+        else attend_lone(w->of, w->layer, w->number, task, piece % heads, w->of->own[thread]);
+    }
+}
+
+static void join_pieces(void *with, int from, int to, int thread) {
+    const InLayer *w = with;
+    const int heads = w->of->model.heads;
+    (void)thread;
+    for (int piece = from; piece < to; piece++) join(w->of, w->layer, w->of->tasks + piece / heads, piece % heads);
+}
+
+static void embed_pieces(void *with, int from, int to, int thread) {
     Engine *of = with;
     const Model *m = &of->model;
+    (void)thread;
+    for (int r = from; r < to; r++) embed(&m->embedding, of->pass->tokens[r], m->hidden, of->rows + (int64_t)r * m->layer[0].qkv.in);
+}
+
+static void run_layer(Engine *of, int number) {
+    const Model *m = &of->model;
+    const Layer *layer = m->layer + number;
+    const int hidden_in = layer->qkv.in, count = of->pass->rows;
+    InLayer here = {of, layer, number};
+    Rows rows = rounded_rows(of, of->rows, hidden_in, count, NULL, &layer->qkv, m->hidden, m->eps, NULL);
+    multiply(of, STORE, rows, &layer->qkv, of->joined, layer->qkv.out, layer->qkv.out);
+    threads_each(of->threads, of->task_count * m->kv_heads, count <= LONE_ROWS ? of->task_count * m->kv_heads : 1, finish_pieces, &here);
+    threads_each(of->threads, of->task_count * m->kv_heads, 1, attend_pieces, &here);
+    if (of->part_max > 1) threads_each(of->threads, of->task_count * m->heads, 4, join_pieces, &here);
+    rows = rounded_rows(of, of->mixed, layer->out.in, count, NULL, &layer->out, 1, -1.0f, NULL);
+    multiply(of, ADD, rows, &layer->out, of->rows, hidden_in, 0);
+    rows = rounded_rows(of, of->rows, hidden_in, count, NULL, &layer->gate_up, m->hidden, m->eps, NULL);
+    multiply(of, GATED, rows, &layer->gate_up, of->act, layer->down.in, 0);
+    rows = rounded_rows(of, of->act, layer->down.in, count, NULL, &layer->down, 1, -1.0f, NULL);
+    multiply(of, ADD, rows, &layer->down, of->rows, hidden_in, 0);
+}
+
+static void run_pass(Engine *of) {
+    const Model *m = &of->model;
     const Pass *pass = of->pass;
-    Thread me = {of, of->own[thread], NULL, NULL, 0}, *t = &me;
-    me.levels = (uint8_t *)(me.own + of->own_max - (of->in_max * 2 * BLOCK_ROWS + 64) / 4);
-    float scales[BLOCK_ROWS];
-    me.scales = scales;
-#if defined(__AMX_INT8__)
-    if (of->amx) amx_begin(pass->rows);
-#endif
-    WORK(row, pass->rows, 1) embed(&m->embedding, pass->tokens[row], m->hidden, of->rows + (int64_t)row * m->layer[0].qkv.in);
-    end_phase(t);
-    for (int number = 0; number < m->layers; number++) run_layer(t, number);
-    if (pass->wanted) {
-        Rows rows = rounded_rows(t, of->rows, m->layer[0].qkv.in, pass->wanted, pass->wanted_rows, &m->head, m->hidden, m->eps, m->norm);
-        multiply(t, STORE, &rows, &m->head, pass->logits, m->vocabulary, m->vocabulary);
-    }
-#if defined(__AMX_INT8__)
-    if (of->amx) amx_end();
-#endif
+    const int hidden_in = m->layer[0].qkv.in;
+    threads_each(of->threads, pass->rows, 4, embed_pieces, of);
+    for (int number = 0; number < m->layers; number++) run_layer(of, number);
+    if (!pass->wanted) return;
+    Rows rows = rounded_rows(of, of->rows, hidden_in, pass->wanted, pass->wanted_rows, &m->head, m->hidden, m->eps, m->norm);
+    multiply(of, STORE, rows, &m->head, pass->logits, m->vocabulary, m->vocabulary);
 }
 
 // --------------------------------------------------------------------------------------------------------------- face
 
+// Rows of a prefill that are attended together: the more, the rarer pages are read; the fewer, the more can help.
+static int rows_each(int rows) { return rows <= 2 * BLOCK_ROWS ? 4 : BLOCK_ROWS; }
+
 static int plan(Engine *of, const Pass *pass) {
-    const int rows_each = BLOCK_ROWS;
     int count = 0, lone_parts = 1, rows_parts = 1, has_rows = 0;
     for (int s = 0; s < pass->segments; s++) {
         int rows = pass->first_row[s + 1] - pass->first_row[s], last = pass->positions[pass->first_row[s + 1] - 1];
         int parts = last / PART + 1;
-        count += rows == 1 ? parts : (rows + rows_each - 1) / rows_each;
+        count += rows == 1 ? parts : (rows + rows_each(rows) - 1) / rows_each(rows);
         if (rows == 1) lone_parts = parts > lone_parts ? parts : lone_parts;
         else rows_parts = parts > rows_parts ? parts : rows_parts, has_rows = 1;
     }
@@ -162,8 +193,8 @@ static int plan(Engine *of, const Pass *pass) {
         of->partials = malloc((size_t)partials * sizeof(float));
         of->partials_max = of->partials ? partials : 0;
     }
-    int64_t own = QUERIES * PART + (has_rows ? (int64_t)rows_each * group * rows_parts * of->stride_partial : 0)
-                  + (of->in_max * 2 * BLOCK_ROWS + 64) / 4 + 64;
+    int64_t own = QUERIES * PART + (has_rows ? (int64_t)BLOCK_ROWS * group * rows_parts * of->stride_partial : 0)
+                  + 64;
     if (own > of->own_max) {
         for (int thread = 0; thread < threads_count(of->threads); thread++) {
             free(of->own[thread]);
@@ -183,8 +214,8 @@ static int plan(Engine *of, const Pass *pass) {
         if (rows == 1)
             for (int part = 0; part <= pass->positions[first] / PART; part++) of->tasks[of->task_count++] = (Task){s, first, 1, part};
         else
-            for (int row = 0; row < rows; row += rows_each)
-                of->tasks[of->task_count++] = (Task){s, first + row, (int)at_most(rows_each, rows - row), -1};
+            for (int row = 0, each = rows_each(rows); row < rows; row += each)
+                of->tasks[of->task_count++] = (Task){s, first + row, (int)at_most(each, rows - row), -1};
     }
     return 0;
 }
@@ -201,7 +232,7 @@ void meshnode_close(Engine *of) {
     threads_close(of->threads);
     for (int thread = 0; thread < THREADS_MAX; thread++) free(of->own[thread]);
     free(of->rows), free(of->joined), free(of->mixed), free(of->act), free(of->levels), free(of->scales);
-    free(of->tasks), free(of->partials), free((void *)of->next), free(of);
+    free(of->tasks), free(of->partials), free(of);
 }
 
 Engine *meshnode_open(const Model *model, int threads, int rows_max, int use_amx) {
@@ -228,10 +259,8 @@ Engine *meshnode_open(const Model *model, int threads, int rows_max, int use_amx
     of->act = cleared(rows * layer->down.in * 4);
     of->levels = cleared(rows * 2 * of->in_max);
     of->scales = cleared(rows * 4);
-    of->phase_max = model->layers * 11 + 4;
-    of->next = cleared((int64_t)of->phase_max * sizeof *of->next);
     of->threads = threads_open(threads);
-    if (!of->rows || !of->joined || !of->mixed || !of->act || !of->levels || !of->scales || !of->next || !of->threads) {
+    if (!of->rows || !of->joined || !of->mixed || !of->act || !of->levels || !of->scales || !of->threads) {
         meshnode_close(of);
         return NULL;
     }
@@ -242,8 +271,7 @@ Engine *meshnode_open(const Model *model, int threads, int rows_max, int use_amx
 int meshnode_forward(Engine *of, const Pass *pass) {
     of->pass = pass;
     if (plan(of, pass)) return -1;
-    memset((void *)of->next, 0, (size_t)of->phase_max * sizeof *of->next);
-    threads_run(of->threads, run_pass, of);
+    run_pass(of);
     return 0;
 }
 

@@ -57,9 +57,6 @@ typedef struct {
     int64_t partials_max;
     float *own[THREADS_MAX];
     int64_t own_max;
-    int failed;
-    _Atomic int *next;   // [phase]
-    int phase_max;
 } Engine;
 
 static int rounded(int number, int to) { return (number + to - 1) / to * to; }

@@ -77,27 +77,32 @@ static void finish(Engine *of, const Layer *layer, int number, int row, const in
     }
 }
 
-// What becomes of a tile's sums: stored, added, or sixteen gates times sixteen others.
-enum { STORE, ADD, GATED };
+// What becomes of a tile's sums: stored up to column `limit`, added, or sixteen gates times sixteen others.
 
-INLINE void put(const int kind, const float *sums, int row, int count, int tile, float *to, int64_t stride, int limit) {
+INLINE void put_stored(const float *sums, int row, int count, int tile, float *to, int64_t stride, int limit) {
     for (int r = 0; r < count; r++) {
-        const V left = v_load(sums + r * TILE), right = v_load(sums + r * TILE + 16);
-        if (kind == GATED) {
-            V silu = v_div(left, v_add(v_set(1.0f), v_exp(v_sub(v_set(0.0f), left))));
-            v_store(to + (row + r) * stride + tile * 16, v_mul(silu, right));
-            continue;
-        }
         float *at = to + (row + r) * stride + tile * TILE;
-        if (kind == ADD) {
-            v_store(at, v_add(v_load(at), left));
-            v_store(at + 16, v_add(v_load(at + 16), right));
-        } else if (tile * TILE + TILE <= limit) {
-            v_store(at, left);
-            v_store(at + 16, right);
+        if (tile * TILE + TILE <= limit) {
+            v_store(at, v_load(sums + r * TILE));
+            v_store(at + 16, v_load(sums + r * TILE + 16));
         } else {
             memcpy(at, sums + r * TILE, (size_t)(limit - tile * TILE) * sizeof(float));
         }
+    }
+}
+
+INLINE void put_added(const float *sums, int row, int count, int tile, float *to, int64_t stride) {
+    for (int r = 0; r < count; r++) {
+        float *at = to + (row + r) * stride + tile * TILE;
+        v_store(at, v_add(v_load(at), v_load(sums + r * TILE)));
+        v_store(at + 16, v_add(v_load(at + 16), v_load(sums + r * TILE + 16)));
+    }
+}
+
+INLINE void put_gated(const float *sums, int row, int count, int tile, float *to, int64_t stride) {
+    for (int r = 0; r < count; r++) {
+        V gate = v_load(sums + r * TILE), silu = v_div(gate, v_add(v_set(1.0f), v_exp(v_sub(v_set(0.0f), gate))));
+        v_store(to + (row + r) * stride + tile * 16, v_mul(silu, v_load(sums + r * TILE + 16)));
     }
 }
 
