@@ -268,6 +268,10 @@ class Attachment:
             return effects + (self.begin(now) if now >= self._refreshed_at + REFRESH_S else [])
         if now >= self._asked_at + RETRY_S:
             effects += self.begin(now)
+        if now >= self._lost_at and 2 * len(self._gone) > len(self.voters):
+            # It was closed, or so many forgot it that no owner can come: the rest may be dead for good.
+            self.over = True
+            return [*effects, Deliver(self.session, Over("no voter that answers knows this session any more"))]
         if now >= self._lost_at and not self._lost:
             self._lost = True
             effects.append(Deliver(self.session, Lost(f"no quorum: no host answered for {silent_s:.0f} s")))

@@ -29,8 +29,9 @@ from meshnode.sessions.transcript import Transcript
 from meshnode.sessions.voter import Record, Voter
 from meshnode.wire import keys
 
-PROBES_MAX = 6
-"""Of a newcomer that nobody writes to, before it forgets the session."""
+PROBES_MAX = {False: 6, True: 400}
+"""Of a newcomer that nobody writes to, before it forgets the session: one that lacks what it was asked in for has no
+seat yet; one that has it may have been seated without hearing of it, and then others wait for it."""
 
 
 class Member:
@@ -383,7 +384,7 @@ class Member:
         stillborn = self.state is State.PROCEEDING and now >= self.deadline
         over = self.serving.over(now) if self.serving is not None else self.voter.closed
         # A newcomer that nobody seated and nobody writes to: its sponsor died, or chose another.
-        abandoned = not self.seating.seated and self._probes > PROBES_MAX
+        abandoned = not self.seating.seated and self._probes > PROBES_MAX[self.voter.votes]
         if not stillborn and not over and not abandoned:
             return None
         return self.drop(closed=over)

@@ -228,3 +228,14 @@ def test_a_client_believes_no_roster_that_no_voter_signed() -> None:
     with pytest.raises(errors.PeerError):
         of.on_notify(0.1, E, messages.Notify(cases.SESSION, 2, 0, (), 0))
     assert (of.roster, of.voters) == (0, (A, B, C))
+
+
+def test_a_client_whose_voters_mostly_do_not_know_the_session_waits_for_no_dead_one() -> None:
+    of = attached()
+    of.on_gone(A)
+    of.on_gone(B)
+    assert not of.over, "an owner may be on its way"
+    for now in (2.0, 11.0):
+        effects = of.tick(now)
+        assert of.over == (now > 10.0)
+    assert any(isinstance(getattr(effect, "item", None), attach.Over) for effect in effects)
