@@ -294,3 +294,21 @@ def copied(of: journal.MemoryJournal) -> journal.MemoryJournal:
     fresh = journal.MemoryJournal()
     fresh.append(list(of.replay()))
     return fresh
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+async def test_one_node_and_two_have_nothing_to_repair_and_say_so(
+    names: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with world.world() as place:
+        for at, name in enumerate(names):
+            await place.start(name, join=names[:at])
+        await place.wait_meshed()
+        async with place.agent(*names) as mesh, mesh.session(WANTS) as session:
+            said = [token.id async for token in session.say(QUESTION)]
+            assert words(place, session) == "no failover: it was placed without replicas"
+            await place.start("c", join=names)
+            await place.start("d", join=names)
+            await world.pass_time(10.0)
+            assert seat_names(place, session) == {place.name_of(session.host)}
+        assert said == world.expected(WANTS, QUESTION, 64)
