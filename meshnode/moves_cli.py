@@ -36,18 +36,29 @@ def _progress(found: dict[str, Any]) -> str:
     return f"{len(left)} session(s) left, {sum(one['moving'] for one in left)} moving{first}"
 
 
+def _begin(folder: Path, patience_s: float) -> dict[str, Any]:
+    """Order a drain, and look how far it is once the order was heard."""
+    _asked(folder, {"do": "drain", "patience_s": patience_s})
+    time.sleep(POLL_S)
+    return _state(folder)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = control.ask(folder, {"do": "status"})["drain"]
+    return found
+
+
 def _drained(folder: Path, patience_s: float, until: float) -> dict[str, Any]:
     """Wait for the drain to end, or for `until` (monotonic); says how it gets on. The last state."""
     said_last = ""
-    found = _asked(folder, {"do": "drain", "patience_s": patience_s})
-    while True:
-        if not any(one["able"] for one in found["left"]) or time.monotonic() >= until:
-            return found
+    found = _begin(folder, patience_s)
+    while any(one["able"] for one in found["left"]) and time.monotonic() < until:
         if (words := _progress(found)) != said_last:
             shown.err.print(words)
             said_last = words
         time.sleep(POLL_S)
-        found = control.ask(folder, {"do": "status"})["drain"]
+        found = _state(folder)
+    return found
 
 
 @said
@@ -59,9 +70,7 @@ def drain(
 ) -> None:
     """Hand all sessions over to other nodes and take no new ones; `undrain` ends it."""
     folder = control.data_folder(data)
-    found = _asked(folder, {"do": "drain", "patience_s": patience})
-    if wait:
-        found = _drained(folder, patience, float("inf"))
+    found = _drained(folder, patience, float("inf")) if wait else _begin(folder, patience)
     if as_json:
         print(json.dumps(found))
         return

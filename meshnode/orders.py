@@ -28,10 +28,10 @@ def carry_out(
             if not isinstance(asked, int | float) or not 0 <= asked <= PATIENCE_S_MAX:
                 return {"error": f"patience_s must be 0 to {PATIENCE_S_MAX:.0f}"}
             submit(moves.Drain(float(asked)))
-            return drain(brain)
+            return {"ordered": True}
         case "undrain":
             submit(moves.Undrain())
-            return drain(brain)
+            return {"ordered": True}
         case "migrate":
             return _migrate(brain, submit, request, now)
         case _:

@@ -57,10 +57,12 @@ async def test_a_drain_is_ordered_and_says_what_still_runs_here(autojump_clock: 
         await place.start("a")
         async with place.agent("a") as mesh, mesh.session(WANTS) as session:
             await session.wait_moved(1)
-            answer, submitted = told(place, "a", do="drain")
-            assert submitted == [moves.Drain(orders.PATIENCE_S)]
-            assert answer is not None
-            assert [one["session"] for one in answer["left"]] == [session.id.hex()]
+            assert told(place, "a", do="drain") == ({"ordered": True}, [moves.Drain(orders.PATIENCE_S)])
+            brain = place.machines["a"].brain
+            assert brain is not None
+            shown = orders.drain(brain)
+            assert [one["session"] for one in shown["left"]] == [session.id.hex()]
+            assert not shown["draining"]
             assert told(place, "a", do="undrain")[1] == [moves.Undrain()]
 
 

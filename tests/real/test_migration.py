@@ -65,6 +65,8 @@ async def _drained(nodes: cluster.Cluster, session: client.Session) -> None:
     found = json.loads(moved.stdout)
     assert found["host"] not in (None, old.id)
     host = nodes.by_id(found["host"])
+    rows = control.ask(host.folder, {"do": "status"})["sessions"]
+    assert [row["hosting"] for row in rows if row["id"] == session.id.hex()] == [True]
     drained = await trio.to_thread.run_sync(meshnode, host.folder, "drain", "--wait", "--patience", "1", "--json")
     assert json.loads(drained.stdout) == {"draining": True, "left": []}, drained.stderr
     peers = control.ask(old.folder, {"do": "status"})["peers"]
