@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from meshnode import errors
 from meshnode.ids import Digest, PeerId, RequestId, SessionId
@@ -328,8 +329,12 @@ class Registry:
         """Come in as a learner: log and pages follow. The refusal, if any, is in words."""
         known = self.members.get(joined.session)
         if known is not None:
-            again = known.voter.joined == joined and not known.seating.seated
-            return [], "" if again else "this node has a part in that session"
+            before = known.voter.joined
+            if before is None or known.seating.seated:
+                return [], "this node has a part in that session"
+            # Asked in before, and never seated as far as it knows: it keeps what it has and promised.
+            anew = known.voter.join(replace(joined, since=max(joined.since, before.since)))
+            return [Persist(joined.session, records.pack(record)) for record in anew], ""
         if self._over.get(joined.session, False):
             return [], "this session is over here"
         if len(self.members) >= SESSIONS_MAX:

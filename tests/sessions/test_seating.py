@@ -189,12 +189,17 @@ def test_a_newcomer_whose_sponsor_is_silent_asks_some_times_and_forgets_and_by_n
     assert told.members == {}
 
 
-def test_a_node_with_a_part_in_the_session_is_no_newcomer_and_the_same_request_twice_changes_nothing() -> None:
+def test_a_node_with_a_part_in_the_session_is_no_newcomer_and_one_that_was_asked_before_keeps_what_it_has() -> None:
     of, _ = joined()
     sealed = cases.award()
     papers = contract.read(sealed)
-    assert of.joined(0.0, papers, sealed, JOINED) == ([], "")
-    assert of.joined(0.0, papers, sealed, replace(JOINED, since=9))[1] != ""
+    fed(of, 3)
+    made, refusal = of.joined(0.0, papers, sealed, replace(JOINED, sponsor=C, since=9))
+    assert cases.persisted(made) == [replace(JOINED, sponsor=C, since=9)]
+    assert (refusal, of.members[cases.SESSION].voter.log.last) == ("", 3)
+    of.joined(0.0, papers, sealed, JOINED)
+    member = of.members[cases.SESSION]
+    assert (member.voter.joined, member.voter.votes) == (replace(JOINED, since=9), False)
     voter = registry.Registry(B, cases.CARD, random.Random(1))
     voter.born(0.0, papers, sealed)
     assert voter.joined(0.0, papers, sealed, JOINED)[1] != ""
