@@ -65,6 +65,15 @@ TARGETS: dict[str, dict[str, Target]] = {
         "repeated": NONE,
         "unequal": NONE,
     },
+    "migrate": {
+        "pause_steps": at_most(2),
+        "pause_4000_over_256": at_most(1.2),
+        "stop_and_copy_4000_s": BESIDE,
+        "re_prefill_4000_s": BESIDE,
+        "lost": NONE,
+        "repeated": NONE,
+        "unequal": NONE,
+    },
     "decode": {
         "b1_over_llamacpp": at_least(1.0),
         "b1_at_2048_over_llamacpp": at_least(1.0),

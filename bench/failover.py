@@ -12,7 +12,6 @@ Not measured here: a cut cable (`cut_gap_p95_s` needs network namespaces).
 from __future__ import annotations
 
 import random
-import re
 import signal
 import statistics
 import sys
@@ -22,19 +21,13 @@ from collections.abc import Sequence
 import trio
 
 import bench
-from meshnode import client, cluster, errors, failover, manifest, node
-from meshnode.models import store, tokenizer
+from bench import _story
+from meshnode import client, cluster, errors, failover, manifest
 
 CONTEXTS = (256, 1024, 3000)
 ANSWER_TOKENS = 64
 SETTINGS = ("--memory-mib", "512", "--threads", "2")
 SEED = 20261123
-_WORDS = re.findall(
-    r"\w+",
-    "the node a session moves between hosts and its pages follow while the witness keeps a promise that no later epoch "
-    "may break because the log says what was released and every token has one place in it so a voter may crash and "
-    "come back and find again what it had written before the cable was cut",
-)
 
 
 def run(quick: bool, runs: int) -> dict[str, float]:
@@ -135,7 +128,7 @@ class _Bed:
                 "agent": {"max_tokens": ANSWER_TOKENS, "temperature": 0.8, "seed": SEED},
             }
         )
-        bed = cls(nodes, context, wants, _prompt(context))
+        bed = cls(nodes, context, wants, _story.prompt(context, SEED))
         async with client.connect(nodes.bootstrap) as mesh, mesh.session(wants) as session:
             began = trio.current_time()
             bed.reference = await failover.undisturbed(session, bed.prompt)
@@ -174,23 +167,6 @@ class _Bed:
             hit.start()
             await self.nodes.wait_up(hit)
         await self.nodes.wait_meshed()
-
-
-def _prompt(tokens: int) -> str:
-    """A text of so many tokens, chat template included; the same each time."""
-    words = tokenizer.ChatTokenizer(store.Models(node.models_folder()).path("smollm2-135m"))
-    dice = random.Random(SEED)
-    question = "Tell a long story about what follows. "
-    said = [question]
-
-    def length(text: str) -> int:
-        return len(words.turn(text, system=None, first=True, closed=False))
-
-    while length("".join(said)) < tokens:
-        said += [dice.choice(_WORDS) + " " for _ in range(32)]
-    while length("".join(said)) > tokens:
-        said.pop()
-    return "".join(said)
 
 
 def _p95(found: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from meshnode.manifest import Manifest
 from meshnode.options import AS_THE_MANIFEST, Options
 from meshnode.ports import Lane, LinkDown, LinkUp
 from meshnode.sessions import messages, timers
-from meshnode.sessions.attach import Attachment, Refusal
+from meshnode.sessions.attach import Attachment, Refusal, Reseated
 from meshnode.wire import envelope, keys
 from meshnode.wire.award import Award, Invitation, Seat
 
@@ -178,6 +178,8 @@ class Agent:
             case messages.Notify(session):
                 attachment = self.attachments.get(session)
                 return attachment.on_notify(now, peer, message) if attachment is not None else []
+            case messages.Route(session):
+                return self._rerouted(now, session, message)
             case messages.Denied(session):
                 attachment = self.attachments.get(session)
                 return attachment.on_denied(peer, message) if attachment is not None else []
@@ -235,6 +237,21 @@ class Agent:
             self._gateways.setdefault(seat.peer, peer)
         told = Deliver(answer.session, Answered(200, answer.reasons, award.seats))
         return [told, *attachment.begin(now), *self.mesh.tick(now)]
+
+    def _rerouted(self, now: float, session: SessionId, route: messages.Route) -> list[Effect]:
+        """Other voters: links to those that came, none needed to those that left."""
+        attachment = self.attachments.get(session)
+        if attachment is None:
+            return []
+        effects = attachment.on_route(now, route)
+        for effect in effects:
+            if isinstance(effect, Deliver) and isinstance(effect.item, Reseated):
+                for seat in effect.item.seats:
+                    self.mesh.interests.setdefault(seat.peer, seat.addresses)
+        wanted = {voter for one in self.attachments.values() for voter in one.voters}
+        for peer in self.mesh.interests.keys() - wanted:
+            del self.mesh.interests[peer]
+        return [*effects, *self.mesh.tick(now)] if effects else []
 
     def _reroute(self, now: float, peer: PeerId) -> list[Effect]:
         """A link broke: calls that went through it are made again, voters behind it sought elsewhere."""

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshnode import __version__, config, control, errors, models_cli, shown, sim_cli
+from meshnode import __version__, config, control, errors, models_cli, moves_cli, shown, sim_cli
 from meshnode.commands import Data, Json
 from meshnode.commands import said as _said
 
@@ -32,6 +32,9 @@ demo_app = typer.Typer(no_args_is_help=True, help="See it work.")
 app.add_typer(models_cli.app, name="models")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(demo_app, name="demo")
+for _command in (moves_cli.down, moves_cli.drain, moves_cli.undrain):
+    app.command()(_command)
+sessions_app.command("migrate")(moves_cli.migrate)
 app.command("sim")(sim_cli.sim)
 
 out, err = shown.out, shown.err
@@ -141,20 +144,6 @@ def _detach(folder: Path) -> None:
     out.print(f"up in the background: {card['id']} (output in {log})")
     for address in card["addresses"]:
         out.print(f"  others join with: meshnode up --join {address}")
-
-
-@app.command()
-@_said
-def down(data: Data = "") -> None:
-    """Stop the node of this data folder."""
-    folder = _folder(data)
-    control.ask(folder, {"do": "down"})
-    for _ in range(300):
-        if not (folder / control.CARD).exists():
-            out.print("stopped")
-            return
-        time.sleep(0.1)
-    raise errors.ConfigError("the node did not stop within 30 s", hint=f"its process id is in {folder / control.CARD}")
 
 
 @app.command()

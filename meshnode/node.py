@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 import trio
 
-from meshnode import config, control, driver, errors, freight, hands, ids, journal, observe, obtain, peer, ports
+from meshnode import config, control, driver, errors, freight, hands, ids, journal, observe, obtain, orders, peer, ports
 from meshnode.machine import Stocked
 from meshnode.snapshots import store
 from meshnode.wire import keys
@@ -117,7 +117,8 @@ async def run(
             if request.get("do") == "down":
                 stopped.set()
                 return {"stopping": True}
-            return observe.status(brain, journalist, dict(pump.counts), trio.current_time())
+            done = orders.carry_out(brain, pump.submit, request, trio.current_time())
+            return done or observe.status(brain, journalist, dict(pump.counts), trio.current_time())
 
         up = Up(ids.peer_text(who.peer), transport.addresses, card.model if card else "", folder)
         async with control.served(folder, {"id": up.id, "addresses": list(up.addresses)}, answer):

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import meshnode
-from meshnode import ids, peer
+from meshnode import ids, orders, peer
 from meshnode.machine import Note
 from meshnode.ports import Lane
 from meshnode.sessions import messages
+from meshnode.sessions.member import Member
 
 NOTES_MAX = 256
 
@@ -46,6 +47,7 @@ def status(brain: peer.Peer, journalist: Journalist, counts: dict[str, int], now
         "memory_free_mib": brain.bidder.free_bytes(now) >> 20,
         "peers": peers(brain, now),
         "sessions": sessions(brain),
+        "drain": orders.drain(brain),
         "weights_given_mib": brain.sharing.given_bytes >> 20,
         "failover": _failover(brain, now),
         "notes": [
@@ -66,8 +68,10 @@ def _failover(brain: peer.Peer, now: float) -> str:
     """Whether a session that is placed now would survive its host."""
     members = brain.mesh.directory.members
     alive = [members[one].advert for one in brain.mesh.directory.alive(now)]
-    voters = sum(advert.vote for advert in alive) + brain.mesh.config.vote
-    hosts = sum(advert.host for advert in alive) + brain.mesh.config.host
+    staying = [advert for advert in alive if not advert.draining]
+    here = not brain.sessions.moves.draining
+    voters = sum(advert.vote for advert in staying) + (brain.mesh.config.vote and here)
+    hosts = sum(advert.host for advert in staying) + (brain.mesh.config.host and here)
     if voters >= 3 and hosts >= 2:
         return "sessions survive their host"
     return f"no failover: it needs 3 voting nodes and 2 hosts, there are {voters} and {hosts}"
@@ -91,27 +95,41 @@ def peers(brain: peer.Peer, now: float) -> list[dict[str, Any]]:
             "memory_free_mib": member.advert.memory_bytes >> 20,
             "sessions": member.advert.sessions,
             "sessions_max": member.advert.sessions_max,
+            "draining": member.advert.draining,
             "addresses": list(member.advert.addresses),
         }
         for who, member in sorted(brain.mesh.directory.members.items())
     ]
 
 
+def _repair(member: Member) -> str:
+    """What is missing and what is done about it; empty where all is well or this node does not own the session."""
+    if member.serving is None:
+        return "" if member.seating.seated else "catching up"
+    if len(member.contract.seats) < 3:
+        return "no failover: it was placed without replicas"
+    return member.serving.repair.word
+
+
 def sessions(brain: peer.Peer) -> list[dict[str, Any]]:
     """Sessions in which this node has a seat."""
     rows = []
     for session, member in brain.sessions.members.items():
-        serving = member.serving
+        serving, move = member.serving, member.handover.leaving
         tokens = sum(isinstance(change, messages.Token) for change in member.voter.log.changes)
         rows.append(
             {
                 "id": session.hex(),
                 "kind": member.contract.manifest.characteristics.kind.value,
                 "state": member.state.value,
-                "role": next(seat.role for seat in member.contract.seats if seat.peer == brain.me),
+                "role": member.seating.role,
                 "hosting": serving is not None,
                 "host": ids.peer_text(member.host) if member.host else None,
-                "seats": [{"peer": ids.peer_text(seat.peer), "role": seat.role} for seat in member.contract.seats],
+                "seats": [
+                    {"peer": ids.peer_text(seat.peer), "role": seat.role} for seat in member.seating.current.seats
+                ],
+                "configuration": member.seating.current.number,
+                "repair": _repair(member),
                 "epoch": member.voter.epoch,
                 "log_seq": member.voter.log.last,
                 "released_seq": member.voter.released,
@@ -123,6 +141,9 @@ def sessions(brain: peer.Peer) -> list[dict[str, Any]]:
                     if serving
                     else None
                 ),
+                "moving_to": ids.peer_text(move.target) if move is not None else None,
+                "move_stage": move.stage.value if move is not None else None,
+                "move_refusal": member.handover.last_refusal,
                 "pages_restored": serving.hosting.pages_restored if serving else None,
                 "tokens_recomputed": serving.hosting.recomputed if serving else None,
             }

@@ -18,7 +18,7 @@ from meshnode import errors
 from meshnode.chunks import messages as weights
 from meshnode.chunks import pacing, sharing
 from meshnode.config import Node
-from meshnode.gossip import bidder, mesh, placing
+from meshnode.gossip import bidder, mesh, placing, seeking
 from meshnode.gossip import messages as talk
 from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.machine import (
@@ -36,8 +36,9 @@ from meshnode.machine import (
     Tick,
 )
 from meshnode.ports import EngineCard, Lane, LinkDown, LinkUp
-from meshnode.sessions import registry, timers
-from meshnode.sessions.member import Contract
+from meshnode.sessions import moves, registry, timers
+from meshnode.sessions.contract import Contract
+from meshnode.sessions.messages import Joined
 from meshnode.wire import envelope, keys
 
 ROUTES_MAX = 4096
@@ -59,7 +60,8 @@ class Peer:
         self.mesh = mesh.Mesh(identity, config, card, incarnation, rng)
         self.bidder = bidder.Bidder(config, card)
         self.placing = placing.Placing(self.mesh, self.bidder, rng)
-        self.sessions = registry.Registry(identity.peer, card, rng)
+        self.seeking = seeking.Seeking(self.placing, rng)
+        self.sessions = registry.Registry(identity.peer, card, rng, identity)
         self.sharing = sharing.Sharing(pacing.bytes_per_s(config.upload_mbit_s_max))
         self.faults: Counter[str] = Counter()
         """What strangers did wrong, in words."""
@@ -72,7 +74,7 @@ class Peer:
 
     # -------------------------------------------------------------------------------------------------------- stepping
 
-    def step(self, now: float, event: Event) -> list[Effect]:
+    def step(self, now: float, event: Event | moves.Order) -> list[Effect]:
         """React to one event. What a node says to itself is heard in the same step."""
         effects = self._guarded(now, event)
         out = self._routed(effects)
@@ -80,14 +82,14 @@ class Peer:
             out += self._routed(self._guarded(now, self._loopback.pop(0)))
         return out
 
-    def _guarded(self, now: float, event: Event) -> list[Effect]:
+    def _guarded(self, now: float, event: Event | moves.Order) -> list[Effect]:
         try:
             return self._react(now, event)
         except errors.PeerError as error:
             self.faults[str(error)[:120]] += 1
             return []
 
-    def _react(self, now: float, event: Event) -> list[Effect]:
+    def _react(self, now: float, event: Event | moves.Order) -> list[Effect]:
         match event:
             case Received(peer, lane, message, via):
                 return self._received(now, peer, lane, message, via)
@@ -97,7 +99,8 @@ class Peer:
                 self.sharing.left(peer)
                 return self.mesh.link_down(now, event)
             case DialFailed(peer, _):
-                return self.sessions.severed_from(now, peer) if self.mesh.dial_failed(now, event) else []
+                severed = self.mesh.dial_failed(now, event)
+                return [*self.sessions.severed_from(now, peer), *self._repair(now)] if severed else []
             case Introduced(addresses):
                 return self.mesh.introduced(now, addresses)
             case Capacity(memory_bytes):
@@ -110,23 +113,40 @@ class Peer:
                 return self.sharing.carried(now, event)
             case Tick():
                 return self._tick(now)
+            case moves.Drain() | moves.Undrain() | moves.Migrate():
+                return self._ordered(now, event)
             case _:
                 return self.sessions.from_hands(now, event)
 
+    def _ordered(self, now: float, order: moves.Order) -> list[Effect]:
+        self.sessions.moves.able = self.able(now)
+        effects = self.sessions.ordered(now, order)
+        self.bidder.draining = self.sessions.moves.draining
+        self._account(now)
+        return effects + self.mesh.tick(now)
+
+    def able(self, now: float) -> frozenset[PeerId]:
+        """Who could take a session over."""
+        adverts = {one: self.mesh.directory.members[one].advert for one in self.mesh.directory.alive(now)}
+        fit = {one for one, advert in adverts.items() if advert.host and not advert.draining}
+        return frozenset(fit & self.mesh.links_of(Lane.SIGNAL))
+
     def _tick(self, now: float) -> list[Effect]:
+        if self.sessions.moves.draining:
+            self.sessions.moves.able = self.able(now)
         effects = [*self.sessions.tick(now), *self.placing.tick(now, timers.CONFIRM_S)]
         self._account(now)
-        return effects + self.sharing.tick(now) + self.mesh.tick(now)
+        return effects + self._repair(now) + self.sharing.tick(now) + self.mesh.tick(now)
 
     def _account(self, now: float) -> None:
         """What is hosted here or may have to be, and what is left: the truth behind bids and adverts."""
         self.bidder.hosted = {
             session: self.bidder.needs_bytes(member.contract.manifest)
             for session, member in self.sessions.members.items()
-            if any(seat.peer == self.me and seat.role != "witness" for seat in member.contract.seats)
+            if member.seating.role != "witness"
         }
         free = self.bidder.free_bytes(now)
-        self.mesh.load = mesh.Load(free - free % (32 << 20), len(self.bidder.hosted))
+        self.mesh.load = mesh.Load(free - free % (32 << 20), len(self.bidder.hosted), self.bidder.draining)
 
     # -------------------------------------------------------------------------------------------------------- messages
 
@@ -161,11 +181,15 @@ class Peer:
             case talk.Offer():
                 return self.placing.on_offer(now, peer, message, _WINDOWS)
             case talk.Bid():
-                return self.placing.on_bid(now, peer, message, timers.CONFIRM_S)
+                placed = self.placing.on_bid(now, peer, message, timers.CONFIRM_S)
+                return placed + self._sought(now, self.seeking.on_bid(now, peer, message))
             case talk.Awarded():
                 return self._awarded(now, peer, message)
             case talk.Confirm():
-                return self.placing.on_confirm(now, peer, message, timers.CONFIRM_S)
+                placed = self.placing.on_confirm(now, peer, message, timers.CONFIRM_S)
+                return placed + self._sought(now, self.seeking.on_confirm(now, peer, message))
+            case talk.Join():
+                return self._join(now, peer, message)
             case talk.Release(auction, session):
                 return [*self.placing.on_release(message), *self.sessions.release(peer, auction, session)]
             case weights.AskShelf() | weights.AskListing() | weights.AskChunk() if via is None:  # weights want a link
@@ -189,6 +213,41 @@ class Peer:
         confirm = talk.Confirm(award.auction, award.session, award.attempt, refusals)
         note = [] if refusal else [Note("seated", award.session, seated.role)]
         return [*effects, *born, *note, Send(peer, Lane.SIGNAL, confirm, award.session)]
+
+    # ---------------------------------------------------------------------------------------------------------- repair
+
+    def _repair(self, now: float) -> list[Effect]:
+        """Look for whom the owners on this node want, and give them whom was found."""
+        effects = self._sought(now, self.seeking.tick(now))
+        for member, search in self.sessions.searches(now):
+            stay = tuple(seat.peer for seat in search.seats)
+            award, birth = member.contract.award, member.seating.birth
+            want = seeking.Want(member.session, award, birth, search.role, stay, search.lost, search.since)
+            times = _WINDOWS[member.contract.manifest.characteristics.kind]
+            effects += self._sought(now, self.seeking.begin(now, want, member.contract.manifest, times))
+        return effects
+
+    def _sought(self, now: float, came: tuple[list[Effect], list[seeking.Outcome]]) -> list[Effect]:
+        effects, outcomes = came
+        for outcome in outcomes:
+            if outcome.seat is not None:
+                effects = effects + self.sessions.found(now, outcome.session, outcome.seat)
+            else:
+                self.sessions.not_found(now, outcome.session, outcome.reason)
+        return effects
+
+    def _join(self, now: float, peer: PeerId, join: talk.Join) -> list[Effect]:
+        effects, seated = self.placing.on_join(now, peer, join)
+        if seated is None:
+            return effects
+        contract = Contract(seated.award, seated.agent, seated.manifest, peer)
+        joined = Joined(join.session, peer, join.role, join.since)
+        made, refusal = self.sessions.joined(now, contract, join.award, joined)
+        self.bidder.release(join.auction)
+        self._account(now)
+        confirm = talk.Confirm(join.auction, join.session, 1, (refusal,) if refusal else ())
+        note = [] if refusal else [Note("joined", join.session, join.role)]
+        return [*effects, *made, *note, Send(peer, Lane.SIGNAL, confirm, join.session)]
 
     # ---------------------------------------------------------------------------------------------------------- routes
 
@@ -242,4 +301,10 @@ class Peer:
     @property
     def deadline(self) -> float:
         """When a Tick is wanted, at the latest."""
-        return min(self.mesh.deadline, self.placing.deadline, self.sessions.deadline, self.sharing.deadline)
+        return min(
+            self.mesh.deadline,
+            self.placing.deadline,
+            self.seeking.deadline,
+            self.sessions.deadline,
+            self.sharing.deadline,
+        )

@@ -59,7 +59,8 @@ def status(found: dict[str, Any]) -> Group:
     alive = sum(peer["alive"] for peer in found["peers"])
     table.add_row("mesh", f"{alive} of {len(found['peers'])} peers heard; {found['failover']}")
     hosted = sum(session["hosting"] for session in found["sessions"])
-    table.add_row("sessions", f"{len(found['sessions'])}, of which {hosted} run here")
+    drains = f"; [yellow]draining[/yellow], {len(found['drain']['left'])} left" if found["drain"]["draining"] else ""
+    table.add_row("sessions", f"{len(found['sessions'])}, of which {hosted} run here{drains}")
     for note in found["notes"][-6:]:
         session = f" {note['session'][:8]}" if note["session"] else ""
         table.add_row(f"[dim]{note['age_s']:.0f} s ago[/dim]", f"[dim]{note['what']}{session} {note['detail']}[/dim]")
@@ -76,6 +77,7 @@ def peers(found: list[dict[str, Any]]) -> Table:
         rtt = "-" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms"
         load = f"{peer['sessions']}/{peer['sessions_max']}" if peer["host"] else "-"
         heard = "[green]yes[/green]" if peer["alive"] else "[red]no[/red]"
+        heard = "[yellow]draining[/yellow]" if peer["alive"] and peer["draining"] else heard
         models = ", ".join(peer["models"]) or "-"
         table.add_row(
             peer["name"] or "-", peer["id"], peer["zone"] or "-", heard, rtt, models, load,
@@ -87,14 +89,26 @@ def peers(found: list[dict[str, Any]]) -> Table:
 def sessions(found: list[dict[str, Any]]) -> Table:
     """What `meshnode sessions ps` shows."""
     table = Table(box=None, header_style="dim")
-    for title in ("session", "kind", "state", "here", "host", "epoch", "released", "tokens", "pages"):
+    for title in (
+        "session",
+        "kind",
+        "state",
+        "here",
+        "host",
+        "epoch",
+        "released",
+        "tokens",
+        "pages",
+        "voters",
+        "repair",
+    ):
         table.add_column(title)
     for row in found:
         here = "[bold]host[/bold]" if row["hosting"] else row["role"] if row["role"] != "host" else "voter"
         pages = row["pages_sealed"] if row["hosting"] else row["pages_stored"]
         table.add_row(
             row["id"][:8], row["kind"], row["state"], here, (row["host"] or "-")[-6:], str(row["epoch"]),
-            str(row["released_seq"]), str(row["tokens"]), str(pages),
+            str(row["released_seq"]), str(row["tokens"]), str(pages), str(len(row["seats"])), row["repair"],
         )  # fmt: skip
     return table
 

@@ -14,10 +14,10 @@ from meshnode.machine import Deliver, Dial, Introduced, Received, Send, Tick
 from meshnode.ports import Lane, LinkDown, LinkUp
 from meshnode.sessions import attach, messages
 from meshnode.wire import envelope, keys
-from meshnode.wire.award import Award
+from meshnode.wire.award import Award, Roster, Seat
 from tests.fuzz import strangers
 from tests.sessions import cases
-from tests.sessions.cases import A, B, C
+from tests.sessions.cases import A, B, C, D
 
 ME = cases.AGENT.peer
 CALL = agent.Call(cases.SESSION, cases.wants())
@@ -194,3 +194,21 @@ def test_no_valid_message_of_anybody_breaks_the_agent() -> None:
             found["dials"] += any(isinstance(effect, Dial) for effect in effects)
         found["faults"] += sum(brain.faults.values())
     assert {what for what in ("Moved", "Over", "Lost", "faults", "dials") if not found[what]} == set()
+
+
+def test_a_route_makes_links_to_the_newcomers_and_needs_none_to_who_left() -> None:
+    brain = attached(A, B, C)
+    there = ("/ip4/10.0.0.4/tcp/4001",)
+    assert set(brain.mesh.interests) == {A, B, C}
+    seats = (Seat(A, "host", ()), Seat(C, "witness", ()), Seat(D, "replica", there))
+    sealed = envelope.seal(cases.NODES[0], Roster(cases.SESSION, 1, seats))
+    effects = hear(brain, B, messages.Route(cases.SESSION, (sealed,)), now=20.0)
+    assert [(effect.peer, effect.addresses) for effect in effects if isinstance(effect, Dial) and effect.peer == D] == [
+        (D, there)
+    ]
+    assert set(brain.mesh.interests) == {A, C, D}
+    assert items(effects) == [attach.Reseated(1, seats)]
+    forged = envelope.seal(cases.STRANGER, Roster(cases.SESSION, 2, seats[:1]))
+    assert hear(brain, A, messages.Route(cases.SESSION, (forged,)), now=21.0) == []
+    assert set(brain.mesh.interests) == {A, C, D}
+    assert sum(brain.faults.values()) == 1

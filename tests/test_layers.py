@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EDGES = {
     "cli", "sim", "gateway", "node", "client", "driver", "hands", "host", "net", "observe", "journal", "engine",
     "models", "__main__", "snapshots.store", "snapshots.stream", "control", "cluster", "failover", "demo", "talk",
-    "shown", "freight", "obtain", "commands", "models_cli", "sim_cli",
+    "shown", "freight", "obtain", "commands", "models_cli", "moves_cli", "sim_cli", "moving",
 }  # fmt: skip
 """Packages and files that meet the world. All others are pure, and so are some files of the engine."""
 PURE_IN_EDGES = {"engine.pages", "engine.prefix", "engine.memory", "engine.batcher", "engine.sampler", "engine.drawing"}
@@ -29,7 +29,7 @@ IMPURE = {
 }  # fmt: skip
 ABOVE_THE_SDK = {
     "cli", "sim", "gateway", "node", "host", "engine", "models", "__main__", "hands", "cluster", "failover", "demo",
-    "talk", "observe", "freight", "obtain", "models_cli", "sim_cli",
+    "talk", "observe", "freight", "obtain", "models_cli", "moves_cli", "sim_cli", "moving",
 }  # fmt: skip
 """What an agent's developer does not import: all else, the driver of agents included, must work without torch."""
 

@@ -131,6 +131,22 @@ class Auction:
         self.plan = plan
         return plan
 
+    def spare(self, rng: random.Random, role: str, recipe: str, operators: frozenset[str]) -> PeerId | None:
+        """Who may take one seat of a session that lives: by the same constraints and in the same order as a replica or
+        witness of an award. `operators` have a seat already."""
+        ceiling_s = self.manifest.placement.latency_ms_max / 1000
+        fit = [peer for peer in self._standing() if not self.bids[peer].bid.vote_refusals]
+        if role != "witness":
+            fit = [peer for peer in fit if not self._host_refusals(peer, ceiling_s)]
+            fit = [peer for peer in fit if self.bids[peer].bid.recipe == recipe]
+        rng.shuffle(fit)
+        fit.sort(key=lambda peer: (bool(self.operators[peer]) and self.operators[peer] in operators, self._cost(peer)))
+        return fit[0] if fit else None
+
+    def exclude(self, peer: PeerId, why: str) -> None:
+        """Not this one."""
+        self._excluded[peer] = why
+
     def _standing(self) -> list[PeerId]:
         return sorted(peer for peer in self.bids if peer not in self._excluded)
 

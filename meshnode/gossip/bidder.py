@@ -15,6 +15,7 @@ from meshnode.manifest import Manifest, class_fits
 from meshnode.ports import EngineCard
 
 RESERVATIONS_MAX = 256
+DRAINS = "this node drains: it is about to stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Bidder:
         """Free KV memory, as the engine last said."""
         self.hosted: dict[SessionId, int] = {}
         """Sessions that run here or may any time, with the memory that each may still take."""
+        self.draining = False
+        """The node is about to stop: it takes nothing new."""
         self._holds: dict[RequestId, _Hold] = {}
 
     @property
@@ -53,6 +56,8 @@ class Bidder:
         card = self.card
         if not self.config.host or card is None:
             return ["this node hosts no sessions (host = false)"]
+        if self.draining:
+            return [DRAINS]
         wants = manifest.placement
         reasons = self.zone_refusals(manifest)
         if wants.model and wants.model != card.model:
@@ -74,6 +79,8 @@ class Bidder:
         """Why this node cannot keep the session's log."""
         if not self.config.vote:
             return ["this node keeps no logs (vote = false)"]
+        if self.draining:
+            return [DRAINS]
         return self.zone_refusals(manifest)
 
     def zone_refusals(self, manifest: Manifest) -> list[str]:

@@ -10,6 +10,7 @@ is simpler and sees failures sooner. Cells come with the issue that needs them.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class Load:
 
     memory_bytes: int = 0
     sessions: int = 0
+    draining: bool = False
 
 
 class Mesh:
@@ -196,7 +198,7 @@ class Mesh:
 
     def _advert(self, now: float) -> bytes:
         """Our own advert, made anew if it says something else by now or grows old."""
-        says = (Load(self.load.memory_bytes, self.load.sessions), self.addresses)
+        says = (dataclasses.replace(self.load), self.addresses)
         if self._advertised is None or says != self._advertised or now >= self._advert_at + ADVERT_REFRESH_S:
             self._version += 1
             self._advertised, self._advert_at = says, now
@@ -229,6 +231,7 @@ class Mesh:
             self.load.memory_bytes,
             self.load.sessions,
             config.sessions_max,
+            self.load.draining,
         )
 
     def on_publish(self, now: float, peer: PeerId, publish: Publish) -> list[Effect]:

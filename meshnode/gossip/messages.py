@@ -30,10 +30,11 @@ class EngineOffer:
     context_tokens_max: Annotated[int, Max(1 << 24)]
 
 
-@schema.message(1)
+@schema.message(8)
 @dataclass(frozen=True, slots=True)
 class Advert:
-    """PUBLISH: what a node has, signed by it. A higher version replaces a lower; only the signer extends it."""
+    """PUBLISH: what a node has, signed by it. A higher version replaces a lower; only the signer extends it. (1 was
+    this without the last field.)"""
 
     version: int
     """Start time in the upper bits, a counter in the lower 20: grows over restarts."""
@@ -48,6 +49,8 @@ class Advert:
     memory_bytes: int
     sessions: Annotated[int, Max(1 << 16)]
     sessions_max: Annotated[int, Max(1 << 16)]
+    draining: bool = False
+    """It is about to stop, and takes nothing new."""
 
 
 @schema.message(2)
@@ -168,6 +171,19 @@ class Confirm:
     session: SessionId
     attempt: Annotated[int, Max(64)]
     refusals: Reasons
+
+
+@schema.message(20)
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A session's owner asks a bidder in, for a voter that was lost; answered by Confirm. Log and pages follow."""
+
+    auction: RequestId
+    session: SessionId
+    award: Annotated[bytes, Max(AWARD_BYTES_MAX)]
+    role: Annotated[str, Max(8)]
+    since: Annotated[int, Max(1 << 40)]
+    """The newcomer answers no candidate before its log reaches this seq."""
 
 
 @schema.message(18)

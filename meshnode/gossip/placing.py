@@ -12,7 +12,7 @@ from meshnode import errors, ids, manifest
 from meshnode.gossip.auction import ATTEMPTS_MAX, NOMINEES_MAX, Auction, Phase, Plan, Refusal
 from meshnode.gossip.bidder import Bidder
 from meshnode.gossip.mesh import Mesh
-from meshnode.gossip.messages import Answer, Awarded, Bid, Cancel, Confirm, Invite, Offer, Release, Trying
+from meshnode.gossip.messages import Answer, Awarded, Bid, Cancel, Confirm, Invite, Join, Offer, Release, Trying
 from meshnode.ids import PeerId, RequestId
 from meshnode.machine import Effect, Note, Send
 from meshnode.manifest import Manifest
@@ -71,7 +71,7 @@ class Placing:
             return [_answer(agent, ask, 503, ("this node holds too many auctions; retry in 2 s",))]
         times = windows[invitation.manifest.characteristics.kind]
         auction_id = RequestId(self.rng.randbytes(ids.REQUEST_BYTES))
-        nominees = self._nominees(now)
+        nominees = self.nominees(now)
         auction = Auction(
             auction_id,
             ask.session,
@@ -88,15 +88,16 @@ class Placing:
         offers = [Send(nominee, Lane.SIGNAL, offer) for nominee in sorted(nominees)]
         return [Send(agent, Lane.SIGNAL, Trying(ask.session)), *offers]
 
-    def _nominees(self, now: float) -> dict[PeerId, str]:
+    def nominees(self, now: float) -> dict[PeerId, str]:
         """Who is asked, with their operators: this node if it can do anything, and living members, hosts first."""
         members = self.mesh.directory.members
         alive = [peer for peer in self.mesh.directory.alive(now) if self.mesh.linked(peer, Lane.SIGNAL)]
-        able = [peer for peer in alive if members[peer].advert.host or members[peer].advert.vote]
+        adverts = {peer: members[peer].advert for peer in alive}
+        able = [peer for peer, says in adverts.items() if (says.host or says.vote) and not says.draining]
         self.rng.shuffle(able)
         able.sort(key=lambda peer: not members[peer].advert.host)
         nominees = {peer: members[peer].advert.operator for peer in able[:NOMINEES_MAX]}
-        if self.mesh.config.host or self.mesh.config.vote:
+        if (self.mesh.config.host or self.mesh.config.vote) and not self.bidder.draining:
             nominees[self.me] = self.mesh.config.operator
         return nominees
 
@@ -118,10 +119,11 @@ class Placing:
         return [Send(seat, Lane.SIGNAL, Awarded(sealed)) for seat, _ in plan.seats]
 
     def _award(self, auction: Auction, plan: Plan) -> Award:
-        seats = tuple(Seat(peer, role, self._addresses(peer)) for peer, role in plan.seats)
+        seats = tuple(Seat(peer, role, self.addresses_of(peer)) for peer, role in plan.seats)
         return Award(auction.auction, auction.session, auction.attempt, auction.invitation, seats)
 
-    def _addresses(self, peer: PeerId) -> tuple[str, ...]:
+    def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Where to find this node or a member."""
         if peer == self.me:
             return self.mesh.addresses[:8]
         member = self.mesh.directory.members.get(peer)
@@ -210,6 +212,22 @@ class Placing:
         if role == "witness":
             return votes
         return [*self.bidder.host_refusals(now, wants, award.auction, award.session), *votes]
+
+    def on_join(self, now: float, peer: PeerId, join: Join) -> tuple[list[Effect], Seated | None]:
+        """Check what an owner asks this node in for, as if it were a seat of an award. Raises PeerError."""
+        _, award = envelope.expect(join.award, Award)
+        agent, invitation = envelope.expect(award.invitation, Invitation)
+        wants = invitation.manifest
+        if award.session != join.session or invitation.session != join.session or join.role not in ROLES - {"host"}:
+            raise errors.PeerError("a request to join with papers of another session, or in a role that nobody plays")
+        if manifest.problems(wants) or sum(seat.role == "host" for seat in award.seats) != 1:
+            raise errors.PeerError("a request to join whose papers break their bounds")
+        refusals = self.bidder.vote_refusals(wants)
+        if join.role != "witness":
+            refusals = [*self.bidder.host_refusals(now, wants, join.auction, join.session), *refusals]
+        if refusals:
+            return [Send(peer, Lane.SIGNAL, Confirm(join.auction, join.session, 1, _words(refusals)))], None
+        return [], Seated(award, join.award, agent, wants, join.role)
 
     def on_release(self, release: Release) -> list[Effect]:
         """The bid lost."""

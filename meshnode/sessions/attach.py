@@ -13,9 +13,10 @@ from meshnode import errors
 from meshnode.ids import PeerId, RequestId, SessionId
 from meshnode.machine import Deliver, Effect, Send
 from meshnode.ports import Lane
-from meshnode.sessions import log, messages
+from meshnode.sessions import log, messages, seating
 from meshnode.sessions.messages import Change, Closed, End, Message, Notify, Opened, Token, Turn
 from meshnode.sessions.timers import Timers
+from meshnode.wire.award import Seat
 
 REFRESH_S = 10.0
 """An attending client says so again, to every voter."""
@@ -75,7 +76,15 @@ class Over:
     reason: str
 
 
-Item = Moved | Said | Ended | Refusal | Lost | Over
+@dataclass(frozen=True, slots=True)
+class Reseated:
+    """The session has other voters: one was lost and replaced."""
+
+    number: int
+    seats: tuple[Seat, ...]
+
+
+Item = Moved | Said | Ended | Refusal | Lost | Over | Reseated
 Ask = messages.Message | messages.Interrupt | messages.Bye
 
 
@@ -117,6 +126,10 @@ class Attachment:
         self._refreshed_at = now
         self._lost = False
         self._gone: set[PeerId] = set()
+        self._known = set(voters)
+        """Everybody who has or had a seat: whose signature a roster may bear."""
+        self.roster = 0
+        """Number of the configuration that `voters` is; 0 is the award."""
 
     def begin(self, now: float) -> list[Effect]:
         """ACK and SUBSCRIBE to every voter."""
@@ -165,7 +178,7 @@ class Attachment:
 
     def on_notify(self, now: float, peer: PeerId, notify: Notify) -> list[Effect]:
         """What an owner released. Raises PeerError for what no owner sends."""
-        if peer not in self.voters:
+        if peer not in self._known:
             raise errors.PeerError("a notification from a peer that has no seat")
         if notify.epoch < self.epoch:
             self.stale_count += 1
@@ -182,6 +195,21 @@ class Attachment:
                 effects += self._deliver(change)
         if self.last < notify.released and not self.over and now - self._asked_at > self.timers.heartbeat_s:
             effects += self._subscribe(now, peer)
+        return effects
+
+    def on_route(self, now: float, route: messages.Route) -> list[Effect]:
+        """Other voters. Older rosters change nothing. Raises PeerError for one that no voter signed."""
+        news = seating.follow(self.session, self._known, self.roster, route)
+        if not news:
+            return []
+        roster = news[-1][1]
+        before, self.voters = set(self.voters), tuple(seat.peer for seat in roster.seats)
+        self.roster = roster.number
+        self._gone &= set(self.voters)
+        effects: list[Effect] = [Deliver(self.session, Reseated(roster.number, roster.seats))]
+        for voter in self.voters:
+            if voter not in before and not self.over:
+                effects += self._subscribe(now, voter)
         return effects
 
     def _follow(self, now: float, host: PeerId, epoch: int) -> list[Effect]:
@@ -247,6 +275,10 @@ class Attachment:
             return effects + (self.begin(now) if now >= self._refreshed_at + REFRESH_S else [])
         if now >= self._asked_at + RETRY_S:
             effects += self.begin(now)
+        if now >= self._lost_at and 2 * len(self._gone) > len(self.voters):
+            # It was closed, or so many forgot it that no owner can come: the rest may be dead for good.
+            self.over = True
+            return [*effects, Deliver(self.session, Over("no voter that answers knows this session any more"))]
         if now >= self._lost_at and not self._lost:
             self._lost = True
             effects.append(Deliver(self.session, Lost(f"no quorum: no host answered for {silent_s:.0f} s")))

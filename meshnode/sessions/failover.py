@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import enum
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from meshnode import errors
-from meshnode.ids import PeerId
+from meshnode.ids import PeerId, SessionId
+from meshnode.machine import Effect, Send
+from meshnode.ports import Lane
 from meshnode.sessions import timers
-from meshnode.sessions.messages import Entry, Promise
+from meshnode.sessions.messages import Entry, PreVoted, Promise, Route
+
+VotersOf = Callable[[tuple[Entry, ...] | None], frozenset[PeerId]]
 
 
 class Stage(enum.Enum):
@@ -35,6 +40,7 @@ class Act(enum.Enum):
     PREVOTE = "prevote"
     PREPARE = "prepare"
     FETCH = "fetch"
+    WIDEN = "widen"
     TAKE = "take"
 
 
@@ -47,12 +53,43 @@ class _Shown:
     entries: list[Entry] = field(default_factory=list)
 
 
-class Candidate:
-    """One voter's attempts to become owner. `needed` counts votes beside its own."""
+class Questions:
+    """Pre-votes that were asked for before there was evidence here: answered when it comes."""
 
-    def __init__(self, me: PeerId, needed: int, rank: int | None, rng: random.Random) -> None:
+    def __init__(self) -> None:
+        self._asked: dict[PeerId, int] = {}
+
+    def note(self, peer: PeerId, epoch: int) -> None:
+        """The last one of each peer."""
+        self._asked[peer] = epoch
+
+    def clear(self) -> None:
+        """The owner was heard."""
+        self._asked.clear()
+
+    def answers(self, session: SessionId, promised: int, route: Route | None, to: PeerId | None = None) -> list[Effect]:
+        """To this one, else to that with the highest epoch, and of those to the first; with the voters as of this log,
+        since a candidate that missed a change counts the wrong ones.
+
+        Two that were answered at once would prepare at once, refuse each other and wait for this evidence again, in
+        step for ever. Whoever gets no answer asks again, after dice.
+        """
+        asked, self._asked = self._asked, {}
+        peer = to if to is not None else max(asked, key=lambda one: asked[one], default=None)
+        if peer is None or asked[peer] <= promised:
+            return []
+        greeting: list[Effect] = [Send(peer, Lane.SIGNAL, route)] if route is not None else []
+        return [*greeting, Send(peer, Lane.SIGNAL, PreVoted(session, asked[peer]))]
+
+
+class Candidate:
+    """One voter's attempts to become owner."""
+
+    def __init__(self, me: PeerId, voters: frozenset[PeerId], rank: int | None, rng: random.Random) -> None:
         self.me = me
-        self.needed = needed
+        self.voters = voters
+        """Whose votes count: the newest configuration that this node heard of; once there are promises, that of the
+        best log among them."""
         self.rank = rank
         """Place in the succession, 0 first; None for a voter that cannot host."""
         self.rng = rng
@@ -63,6 +100,8 @@ class Candidate:
         """When something has to be tried again."""
         self._floor = 0
         self._votes: set[PeerId] = set()
+        self._asked: frozenset[PeerId] = frozenset()
+        """Who was sent a prepare in this round."""
         self._shown: dict[PeerId, _Shown] = {}
         self.best: PeerId | None = None
 
@@ -89,7 +128,17 @@ class Candidate:
         self._shown.clear()
         self.best = None
         self.due = now + timers.ELECTION_RETRY_S * (1 + self.rng.random())
-        return Act.PREPARE if self.needed == 0 else Act.PREVOTE
+        return Act.PREPARE if self._carried(self.voters) else Act.PREVOTE
+
+    def _carried(self, voters: frozenset[PeerId]) -> bool:
+        """Whether a majority of these voters is for us. We count only where we have a seat."""
+        return 2 * len((self._votes | {self.me}) & voters) > len(voters)
+
+    def refer(self, promised: int) -> Act:
+        """The owner itself gives the session away: there is nobody to ask whether it may be deposed."""
+        self.stage = Stage.ASKING
+        self.epoch = max(promised, self._floor) + 1
+        return Act.PREPARE
 
     def outbid(self, epoch: int) -> None:
         """A voter has promised this epoch to another: the next round goes above it."""
@@ -100,27 +149,43 @@ class Candidate:
         if self.stage is not Stage.ASKING or epoch != self.epoch:
             return None
         self._votes.add(peer)
-        return Act.PREPARE if len(self._votes) >= self.needed else None
+        return Act.PREPARE if self._carried(self.voters) else None
 
-    def preparing(self, now: float, after: int) -> None:
-        """The member promised itself the epoch and is sending prepares."""
+    def preparing(self, now: float, after: int, to: frozenset[PeerId] | None = None) -> None:
+        """The member promised itself the epoch and is sending prepares: to all that vote, or to these."""
+        self._asked = self.voters - {self.me} if to is None else to
         self.stage = Stage.PREPARING
         self.after = after
         self._votes.clear()
         self._shown.clear()
         self.due = now + timers.ELECTION_RETRY_S * (1 + self.rng.random())
 
-    def decide(self, last_epoch: int, last_seq: int) -> Act | None:
-        """With a majority: take the session, or first fetch the rest of the best log."""
-        if self.stage is not Stage.PREPARING or len(self._votes) < self.needed:
+    def decide(self, last_epoch: int, last_seq: int, voters_of: VotersOf | None = None) -> Act | None:
+        """Take the session with a majority of the configuration in the best log that was shown; before that, fetch the
+        rest of that log, or ask whom it seats. `voters_of`: the configuration in our own log (None), or as it would be
+        with these entries behind `after`."""
+        if self.stage is not Stage.PREPARING:
             return None
         best = max(self._shown, key=lambda peer: _key(self._shown[peer]), default=None)
         if best is None or _key(self._shown[best]) <= (last_epoch, last_seq):
-            self.best = None
-            return Act.TAKE
+            best = None
         self.best = best
-        shown = self._shown[best]
-        return Act.TAKE if self.after + len(shown.entries) >= shown.last_seq else Act.FETCH
+        entries = tuple(self._shown[best].entries) if best is not None else None
+        if best is not None and entries is not None and self.after + len(entries) < self._shown[best].last_seq:
+            return Act.FETCH
+        if voters_of is not None:
+            self.voters = voters_of(entries)
+        if self.me not in self.voters:
+            return None  # that log takes our seat away: whoever has one stands
+        if self._carried(self.voters):
+            return Act.TAKE
+        return Act.WIDEN if self.voters - self._asked - {self.me} else None
+
+    def widen(self) -> tuple[PeerId, ...]:
+        """Voters that were not asked yet."""
+        more = self.voters - self._asked - {self.me}
+        self._asked |= more
+        return tuple(sorted(more))
 
     def on_promise(self, peer: PeerId, promise: Promise) -> bool:
         """Note a promise; False for one that says nothing new. `promise.after` may lie behind what is shown already."""

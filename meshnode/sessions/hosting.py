@@ -72,13 +72,22 @@ class Hosting:
         self.pages_restored = tokens // self.card.page_tokens
 
     def own(self, epoch: int, replicas: tuple[PeerId, ...]) -> None:
-        """The session is this node's now; pages go out under this epoch."""
-        assert self.epoch == 0
+        """The session is this node's now; pages go out under this epoch, the first of them again."""
+        assert epoch > self.epoch
         self.epoch = epoch
+        self._tip = self._genesis
         self.replicas = replicas
         self.pages = sender.Sender(epoch, sender.Window())
         for replica in replicas:
             self.pages.added(replica)
+
+    def supply(self, replicas: tuple[PeerId, ...]) -> None:
+        """Who gets pages from here on; who got some before keeps its progress."""
+        for peer in set(self.replicas) - set(replicas):
+            self.pages.removed(peer)
+        for peer in set(replicas) - set(self.replicas):
+            self.pages.added(peer)
+        self.replicas = replicas
 
     def align(self, context: list[int]) -> None:
         """What was loaded on a guess may part from the log that was adopted; forget it from there on."""
@@ -107,6 +116,23 @@ class Hosting:
             self.recomputed += len(feed)
         pending = tuple(transcript.pending) if last else ()
         return [Step(self.session, self.load, work, pending, transcript.told, turn.stop)]
+
+    def behind(self, context: list[int]) -> int:
+        """Tokens of the context that the engine lacks once it is idle; the last one does not count, since it is fed
+        with the draw."""
+        return len(context) - 1 - self._common(context) if context else 0
+
+    def catch_up(self, context: list[int], lag_max: int) -> list[Effect]:
+        """Feed what the log says and draw nothing: somebody else owns the session, and is about to hand it over. A few
+        tokens are left for the first pass of one's own."""
+        missing = self.behind(context)
+        if self.busy or missing <= lag_max:
+            return []
+        common = self._common(context)
+        feed = tuple(context[common : common + min(missing, PREFILL_TOKENS_MAX)])
+        self.loaded[common:] = feed
+        self.busy = True
+        return [Step(self.session, self.load, Work(self.session, common, feed, None, self.domain), ())]
 
     def _common(self, context: list[int]) -> int:
         """How much of the context the engine holds; at least one token is always fed again."""

@@ -16,6 +16,8 @@ class State(enum.Enum):
     ACTIVE = "active"
     RECOVERING = "recovering"
     """Evidence against the host: a new owner is being found."""
+    MIGRATING = "migrating"
+    """The owner is handing it over, or has."""
     TERMINATING = "terminating"
     """The last entry is written, not yet everywhere."""
     TERMINATED = "terminated"
@@ -23,7 +25,8 @@ class State(enum.Enum):
 
 _LEGAL: dict[State, frozenset[State]] = {
     State.PROCEEDING: frozenset({State.ACTIVE, State.TERMINATED}),
-    State.ACTIVE: frozenset({State.RECOVERING, State.TERMINATING, State.TERMINATED}),
+    State.ACTIVE: frozenset({State.MIGRATING, State.RECOVERING, State.TERMINATING, State.TERMINATED}),
+    State.MIGRATING: frozenset({State.ACTIVE, State.RECOVERING, State.TERMINATING, State.TERMINATED}),
     State.RECOVERING: frozenset({State.ACTIVE, State.TERMINATING, State.TERMINATED}),
     State.TERMINATING: frozenset({State.RECOVERING, State.TERMINATED}),
     State.TERMINATED: frozenset(),

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meshnode import errors, ids
-from meshnode.ids import Digest, SessionId
+from meshnode.ids import Digest, PeerId, SessionId
 from meshnode.sessions import messages
 from meshnode.sessions.messages import Change, Entry
-from meshnode.wire import cbor, schema
+from meshnode.wire import cbor, envelope, schema
+from meshnode.wire.award import Roster
 
 
 def entry(epoch: int, change: Change) -> Entry:
@@ -30,7 +31,17 @@ def change(of: Entry) -> Change:
         raise errors.PeerError(f"{type(value).__name__} does not belong in a log")
     if isinstance(value, messages.Turn) and not value.ids:
         raise errors.PeerError("a turn without tokens")  # nothing to draw the next one from
+    if isinstance(value, messages.Seated):
+        roster(value.roster)
     return value
+
+
+def roster(sealed: bytes) -> tuple[PeerId, Roster]:
+    """Who signed a roster, and what it says. Raises PeerError."""
+    signer, found = envelope.expect(sealed, Roster)
+    if not found.seats or len({seat.peer for seat in found.seats}) != len(found.seats):
+        raise errors.PeerError("a roster without seats, or that seats a peer twice")
+    return signer, found
 
 
 def genesis(session: SessionId) -> Digest:
@@ -46,12 +57,14 @@ def follow(previous: Digest, of: Entry) -> Digest:
 class Log:
     """Entries 1 to `last`, in memory. `changes` are the same entries, decoded."""
 
-    __slots__ = ("_hashes", "changes", "entries", "session")
+    __slots__ = ("_hashes", "changes", "entries", "rosters", "session")
 
     def __init__(self, session: SessionId) -> None:
         self.session = session
         self.entries: list[Entry] = []
         self.changes: list[Change] = []
+        self.rosters: list[tuple[int, Roster]] = []
+        """Configurations behind the award's, each with the seq of its entry."""
         self._hashes = [genesis(session)]
 
     @property
@@ -80,12 +93,16 @@ class Log:
         self.entries.append(of)
         self.changes.append(value)
         self._hashes.append(follow(self._hashes[-1], of))
+        if isinstance(value, messages.Seated):
+            self.rosters.append((self.last, roster(value.roster)[1]))
         return value
 
     def cut(self, seq: int) -> None:
         """Forget everything after `seq`."""
         assert 0 <= seq <= self.last
         del self.entries[seq:], self.changes[seq:], self._hashes[seq + 1 :]
+        while self.rosters and self.rosters[-1][0] > seq:
+            self.rosters.pop()
 
     def after(self, seq: int, count_max: int = messages.ENTRIES_MAX, bytes_max: int = 768 << 10) -> tuple[Entry, ...]:
         """Entries from `seq` + 1, as many as fit one message, at least one if there is any."""

@@ -9,6 +9,7 @@ from meshnode.ids import Digest, PeerId, RequestId, SessionId
 from meshnode.options import AS_THE_MANIFEST, TOP_LOGPROBS_MAX, Options, Stops
 from meshnode.ports import GREEDY, Sampling
 from meshnode.wire import schema
+from meshnode.wire.award import ROSTER_BYTES_MAX
 from meshnode.wire.schema import Max
 
 TURN_CHARS_MAX = 1 << 17
@@ -18,6 +19,8 @@ ENTRIES_MAX = 256
 PAGES_MAX = 1 << 13
 TOKEN_CHARS_MAX = 256
 """Of the text of a token that was not drawn; longer ones are cut."""
+ROSTERS_MAX = 24
+"""Of one route. Who was away for more changes than these finds a voter by another way, or none."""
 
 Reasons = Annotated[tuple[Annotated[str, Max(512)], ...], Max(64)]
 Epoch = Annotated[int, Max(1 << 40)]
@@ -221,6 +224,34 @@ class PageAck:
     """Address of the last of them: an acknowledgement of another chain's pages counts for nothing."""
 
 
+@schema.message(48)
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who votes by now, to clients and to voters that missed it: each roster signed by a voter of the one before."""
+
+    session: SessionId
+    rosters: Annotated[tuple[Annotated[bytes, Max(ROSTER_BYTES_MAX)], ...], Max(ROSTERS_MAX)]
+    """Envelopes of Roster, in order."""
+
+
+@schema.message(49)
+@dataclass(frozen=True, slots=True)
+class Out:
+    """To a node that lost its seat: a majority has the configuration of this number, and you are not in it. It may
+    forget the session, and must not say to others that the session is over (Gone does)."""
+
+    session: SessionId
+    number: Annotated[int, Max(1 << 20)]
+
+
+@schema.message(50)
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The answer to Replicate of a node that keeps no such session: it lost its disk, or was told that it is out."""
+
+    session: SessionId
+
+
 # ------------------------------------------------------------------------------------------------------- log entries
 
 
@@ -299,7 +330,16 @@ class Closed:
     reason: Annotated[str, Max(128)]
 
 
-Change = Birth | Opened | Turn | Token | End | Closed
+@schema.message(68)
+@dataclass(frozen=True, slots=True)
+class Seated:
+    """The voters from here on: counts as soon as it stands in a log, released or not."""
+
+    roster: Annotated[bytes, Max(ROSTER_BYTES_MAX)]
+    """Envelope of Roster."""
+
+
+Change = Birth | Opened | Turn | Token | End | Closed | Seated
 
 
 # ---------------------------------------------------------------------------------------------------- journal records
@@ -334,3 +374,16 @@ class Dropped:
     session: SessionId
     closed: bool
     """A released entry ended it, for all voters: one that missed the end may be told so."""
+
+
+@schema.message(73)
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """This node was asked in after the birth. Written before anything else of the session, so that no crash leaves a
+    voter that does not know from where its vote counts."""
+
+    session: SessionId
+    sponsor: PeerId
+    role: Annotated[str, Max(8)]
+    since: Seq
+    """It answers no candidate before its log reaches this seq: what it may have been before is over by then."""

@@ -6,10 +6,10 @@ Unsigned: the folder belongs to this node alone, and the journal checks its own 
 from __future__ import annotations
 
 from meshnode import errors
-from meshnode.sessions.messages import Appended, Dropped, Promised
+from meshnode.sessions.messages import Appended, Dropped, Joined, Promised
 from meshnode.wire import cbor, schema
 
-Record = Promised | Appended | Dropped
+Record = Promised | Appended | Dropped | Joined
 
 
 _ADVICE = "Start the version that wrote it, or move the journal away: its sessions live on at their other voters"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from meshnode import errors
 from meshnode.ids import Digest, PeerId, RequestId, SessionId
@@ -24,12 +25,15 @@ from meshnode.machine import (
 )
 from meshnode.manifest import class_fits
 from meshnode.ports import EngineCard, Lane
-from meshnode.sessions import log, messages, records
+from meshnode.sessions import contract as contracts
+from meshnode.sessions import engaged, log, messages, moves, records, refer
+from meshnode.sessions.contract import Contract
 from meshnode.sessions.lifecycle import State
-from meshnode.sessions.member import Contract, Member
+from meshnode.sessions.member import Member
+from meshnode.sessions.repair import Search
 from meshnode.sessions.voter import Voter
-from meshnode.wire import envelope
-from meshnode.wire.award import Award, Invitation
+from meshnode.wire import keys
+from meshnode.wire.award import Seat
 
 SESSIONS_MAX = 1024
 TOMBSTONES_MAX = 4096
@@ -45,7 +49,11 @@ FromVoter = (
     | messages.Promise
     | messages.PageOffer
     | messages.PageAck
+    | refer.FromVoter
     | messages.Gone
+    | messages.Route
+    | messages.Out
+    | messages.Unknown
 )
 FromAgent = messages.Ack | messages.Subscribe | messages.Message | messages.Interrupt | messages.Bye
 FromHands = Durable | Encoded | Stepped | Restored | Faulted | PageStored | PageFailed | Evicted
@@ -54,10 +62,15 @@ FromHands = Durable | Encoded | Stepped | Restored | Faulted | PageStored | Page
 class Registry:
     """The sessions in which this node has a seat."""
 
-    def __init__(self, me: PeerId, card: EngineCard | None, rng: random.Random) -> None:
+    def __init__(
+        self, me: PeerId, card: EngineCard | None, rng: random.Random, identity: keys.Identity | None = None
+    ) -> None:
         self.me = me
+        self.identity = identity
+        """Signs configurations; without it lost voters are not replaced."""
         self.card = card
         self.rng = rng
+        self.moves = moves.Moves()
         self.members: dict[SessionId, Member] = {}
         self.stored: dict[SessionId, set[Digest]] = {}
         """Pages in this node's store."""
@@ -88,7 +101,7 @@ class Registry:
         wants, card = contract.manifest.placement, self.card
         fits = card is not None and wants.model in ("", card.model) and wants.model_digest in (b"", card.model_digest)
         fits = fits and card is not None and class_fits(wants.numeric_class, card.numeric_class)
-        return Member(self.me, contract, voter, card if fits else None, self.rng, now)
+        return Member(self.me, contract, voter, card if fits else None, self.rng, now, self.identity)
 
     def replay(self, now: float, journal: Iterable[bytes], pages: Mapping[SessionId, set[Digest]]) -> None:
         """Find everything again after a start. Raises StoreError."""
@@ -122,7 +135,7 @@ class Registry:
         birth = voter.log.changes[0]
         if not isinstance(birth, messages.Birth):
             raise errors.PeerError("the first entry is no award")
-        contract = contract_of(birth.award)
+        contract = contracts.read(birth.award)
         hosts = [change.host for change in voter.log.changes if isinstance(change, messages.Opened)]
         first = next(seat.peer for seat in contract.seats if seat.role == "host")
         voter.host = hosts[-1] if hosts else first
@@ -134,6 +147,7 @@ class Registry:
         found: list[records.Record] = [messages.Dropped(session, closed) for session, closed in self._over.items()]
         for session, member in self.members.items():
             voter = member.voter
+            found += [voter.joined] if voter.joined is not None else []
             found += voter.appended(0)
             if voter.candidate is not None:
                 found.append(messages.Promised(session, voter.promised, voter.candidate))
@@ -150,11 +164,13 @@ class Registry:
         """Another voter speaks. Raises PeerError if it has no seat."""
         member = self.members.get(message.session)
         if member is None:
-            told = self._over.get(message.session, False) and not isinstance(message, messages.Gone)
-            return [Send(peer, Lane.SIGNAL, messages.Gone(message.session))] if told else []
-        if peer not in member.others:
+            return self._no_member(peer, message)
+        if isinstance(message, messages.Route):
+            member.seating.learn(message)  # its signatures speak for it, whoever brought it
+            return []
+        if not member.hears(peer):
             raise errors.PeerError("a voter's message from a peer that has no seat")
-        if not isinstance(message, messages.Gone) and message.epoch > member.voter.promised + EPOCH_LEAP_MAX:
+        if getattr(message, "epoch", 0) > member.voter.promised + EPOCH_LEAP_MAX:
             raise errors.PeerError("an epoch that no number of rounds has led to")
         match message:
             case messages.Replicate():
@@ -170,11 +186,26 @@ class Registry:
             case messages.Promise():
                 return member.on_promise(now, peer, message)
             case messages.PageOffer():
-                return member.on_page_offer(peer, message, frozenset(self.stored.get(message.session, ())))
+                return member.replica.on_offer(peer, message, frozenset(self.stored.get(message.session, ())))
             case messages.PageAck():
-                return member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
+                acked = member.serving.on_page_ack(now, peer, message) if member.serving is not None else []
+                return acked + member.handover.go_on(now)
+            case refer.HandoverRequest() | refer.HandoverReady() | refer.Refer():
+                return member.handover.on_message(now, peer, message, moves.DRAINS if self.moves.draining else "")
             case messages.Gone():
                 return self._missed_the_end(member)
+            case messages.Out():
+                out = member.seating.ousts(peer, message)
+                return self._remove(member, member.drop(closed=False), closed=False) if out else []
+            case messages.Unknown():
+                serving = member.serving
+                return serving.repair.unknown(now, serving, peer) if serving is not None else []
+
+    def _no_member(self, peer: PeerId, message: FromVoter) -> list[Effect]:
+        if self._over.get(message.session, False) and not isinstance(message, messages.Gone):
+            return [Send(peer, Lane.SIGNAL, messages.Gone(message.session))]
+        asked = isinstance(message, messages.Replicate)
+        return [Send(peer, Lane.SIGNAL, messages.Unknown(message.session))] if asked else []
 
     def _missed_the_end(self, member: Member) -> list[Effect]:
         """It was closed while this voter was away. Believed only by one that looks for an owner, and finds none."""
@@ -233,9 +264,9 @@ class Registry:
                 return [Note("page failed", event.session, reason)]
             case Evicted(session):
                 self.stored.pop(session, None)
-                return member.on_evicted()
-            case Restored():
-                return member.on_restored(now, event)
+                return member.replica.on_evicted()
+            case Restored() | Stepped() | Faulted():
+                return engaged.worked(now, member, event)
         serving = member.serving
         if serving is None:
             return []
@@ -244,15 +275,11 @@ class Registry:
                 return serving.on_durable(now, seq) if epoch == serving.epoch else []
             case Encoded():
                 return serving.on_encoded(now, event)
-            case Stepped():
-                return serving.on_stepped(now, event) if event.load == serving.hosting.load else []
-            case Faulted():
-                return serving.on_faulted(now, event) if event.load == serving.hosting.load else []
 
     def admits(self, peer: PeerId, session: SessionId, page_index: int, epoch: int) -> None:
         """Raises PeerError for a page that must not be stored."""
         member = self.members.get(session)
-        if member is None or peer not in member.others:
+        if member is None or not member.hears(peer):
             raise errors.PeerError("a page for a session that does not expect one")
         member.admit_page(peer, page_index, epoch)
 
@@ -262,7 +289,7 @@ class Registry:
 
     def relinked(self, now: float, peer: PeerId) -> list[Effect]:
         """A link to a peer came up."""
-        serving = [one.serving for one in self.members.values() if one.serving is not None and peer in one.others]
+        serving = [one.serving for one in self.members.values() if one.serving is not None and one.hears(peer)]
         return [effect for one in serving for effect in one.relinked(now, peer)]
 
     def release(self, peer: PeerId, auction: RequestId, session: SessionId) -> list[Effect]:
@@ -274,11 +301,59 @@ class Registry:
             raise errors.PeerError("a release from somebody who did not award this session")
         return self._remove(member, member.drop(closed=False), closed=False)
 
+    def ordered(self, now: float, order: moves.Order) -> list[Effect]:
+        """The node's owner speaks."""
+        return self.moves.ordered(now, order, self.members)
+
+    # ----------------------------------------------------------------------------------------------------------- repair
+
+    def searches(self, now: float) -> list[tuple[Member, Search]]:
+        """Seats to find somebody for; each is said once, and answered by `found` or `not_found`."""
+        serving = [(one, one.serving.repair.search(now, one.serving)) for one in self.members.values() if one.serving]
+        return [(member, search) for member, search in serving if search is not None]
+
+    def found(self, now: float, session: SessionId, seat: Seat) -> list[Effect]:
+        """A node is in and waits for the log."""
+        member = self.members.get(session)
+        if member is None or member.serving is None:
+            return []  # it hears nothing and forgets the session by itself
+        return member.serving.repair.found(now, member.serving, seat)
+
+    def not_found(self, now: float, session: SessionId, reason: str) -> None:
+        """Nobody could take the seat."""
+        member = self.members.get(session)
+        if member is not None and member.serving is not None:
+            member.serving.repair.not_found(now, reason)
+
+    def joined(
+        self, now: float, contract: Contract, sealed: bytes, joined: messages.Joined
+    ) -> tuple[list[Effect], str]:
+        """Come in as a learner: log and pages follow. The refusal, if any, is in words."""
+        known = self.members.get(joined.session)
+        if known is not None:
+            before = known.voter.joined
+            if before is None or known.seating.seated:
+                return [], "this node has a part in that session"
+            # Asked in before, and never seated as far as it knows: it keeps what it has and promised.
+            anew = known.voter.join(replace(joined, since=max(joined.since, before.since)))
+            return [Persist(joined.session, records.pack(record)) for record in anew], ""
+        if self._over.get(joined.session, False):
+            return [], "this session is over here"
+        if len(self.members) >= SESSIONS_MAX:
+            return [], f"this node has a part in {SESSIONS_MAX} sessions already"
+        self._over.pop(joined.session, None)
+        voter = Voter(joined.session)
+        host = next(seat.peer for seat in contract.seats if seat.role == "host")
+        made = [*voter.join(joined), *voter.born(log.entry(1, messages.Birth(sealed)), host)]
+        self.members[joined.session] = member = self._member(now, contract, voter)
+        member.state = State.ACTIVE
+        return [Persist(joined.session, records.pack(record)) for record in made], ""
+
     # ------------------------------------------------------------------------------------------------------------- time
 
     def tick(self, now: float) -> list[Effect]:
         """Whatever time makes due, and farewell to what is over."""
-        effects: list[Effect] = []
+        effects = self.moves.tick(now, self.members.values())
         for member in list(self.members.values()):
             effects += member.tick(now)
             last = member.finished(now)
@@ -289,14 +364,7 @@ class Registry:
     @property
     def deadline(self) -> float:
         """The soonest of all sessions."""
-        return min((member.deadline for member in self.members.values()), default=float("inf"))
-
-
-def contract_of(sealed: bytes) -> Contract:
-    """What a signed award says. Raises PeerError."""
-    auctioneer, award = envelope.expect(sealed, Award)
-    agent, invitation = envelope.expect(award.invitation, Invitation)
-    return Contract(award, agent, invitation.manifest, auctioneer)
+        return min([self.moves.deadline, *(member.deadline for member in self.members.values())])
 
 
 def _replaceable(known: Member, contract: Contract) -> bool:
@@ -312,5 +380,5 @@ def _again(known: Voter | None, session: SessionId) -> Voter:
     """A log that begins anew (a second award of one session) keeps what was promised."""
     fresh = Voter(session)
     if known is not None:
-        fresh.promised, fresh.candidate = known.promised, known.candidate
+        fresh.promised, fresh.candidate, fresh.joined = known.promised, known.candidate, known.joined
     return fresh

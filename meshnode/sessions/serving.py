@@ -8,7 +8,7 @@ engine may run ahead by a few tokens (hosting.AHEAD_MAX), which hides the round 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from meshnode import options
 from meshnode.ids import PeerId, RequestId
@@ -16,11 +16,15 @@ from meshnode.machine import Durable, Effect, Encode, Encoded, Faulted, Note, Pe
 from meshnode.manifest import Agent, Manifest
 from meshnode.ports import Lane, Sampling
 from meshnode.sessions import log, messages, owner, records
+from meshnode.sessions.audience import Subscriber
 from meshnode.sessions.hosting import Hosting
 from meshnode.sessions.messages import Change, Closed, End, Message, Notify, Opened, PageAck, PageOffer, Replicated
+from meshnode.sessions.repair import Repair
+from meshnode.sessions.seating import Seating
 from meshnode.sessions.timers import Timers
 from meshnode.sessions.transcript import Transcript
 from meshnode.sessions.voter import Voter
+from meshnode.wire.award import Seat
 
 QUEUE_MAX = 8
 """Turns that wait for the running one."""
@@ -30,13 +34,8 @@ FAREWELL_S = 5.0
 PAGES_STALL_S = 5.0
 """Pages that nobody acknowledged for so long are sent again: a full queue may have lost one."""
 
-
-@dataclass(slots=True)
-class Subscriber:
-    """A client that attends: how far it was sent, and when it last asked."""
-
-    sent: int
-    asked_at: float
+PACE_S, PACE_SHARE = 0.05, 0.2
+"""What a step is thought to take before one was seen, and how much the latest one counts."""
 
 
 class Serving:
@@ -47,7 +46,7 @@ class Serving:
         me: PeerId,
         voter: Voter,
         epoch: int,
-        others: tuple[PeerId, ...],
+        seating: Seating,
         hosting: Hosting,
         manifest: Manifest,
         timers: Timers,
@@ -62,9 +61,16 @@ class Serving:
         self.manifest = manifest
         self.timers = timers
         self.subscribers = subscribers
+        others = tuple(sorted(seating.current.voters - {me}))
         self.owner = owner.Owner(voter.log, epoch, me, others, now)
+        self.repair = Repair(seating, len(seating.contract.seats))
         self.transcript = Transcript(voter.log.changes)
         self.queue: list[tuple[PeerId, Message]] = []
+        self.stopping = False
+        """The session is about to be handed over: no step begins any more."""
+        self.pace_s = PACE_S
+        """Seconds between two tokens, lately."""
+        self._drawn_at = now
         self._encoding: RequestId | None = None
         self._closed_at: float | None = None
         self._first_noted = False
@@ -77,20 +83,23 @@ class Serving:
         """Write the epoch's first entry, introduce oneself to clients and replicas."""
         self.hosting.own(self.epoch, replicas)
         self.hosting.align(self.transcript.context)
-        effects = self.write(now, [Opened(self.me)])
+        effects = [*self.repair.greet(sorted(self.owner.voters - {self.me}), self.voter.log.last)]
+        effects += self.repair.greet(list(self.subscribers), self.voter.released)
+        effects += self.write(now, [Opened(self.me)])
         if not self.hosting.busy:
             self.hosting.seal()
         effects += self._offer_pages()
         effects += self.introduce()
         return effects + self.pump(now)
 
-    def _offer_pages(self) -> list[Effect]:
-        """Ask every replica what it has of this chain already."""
+    def _offer_pages(self, to: PeerId | None = None) -> list[Effect]:
+        """Ask every replica, or this one, what it has of this chain already."""
         chain = self.hosting.chain()
         if not chain:
             return []
         offer = PageOffer(self.session, self.epoch, chain)
-        return [Send(replica, Lane.SIGNAL, offer, self.session) for replica in self.hosting.replicas]
+        asked = self.hosting.replicas if to is None else (to,)
+        return [Send(replica, Lane.SIGNAL, offer, self.session) for replica in asked]
 
     def introduce(self) -> list[Effect]:
         """Tell every client that remembers us as a voter who owns the session now."""
@@ -107,6 +116,8 @@ class Serving:
         entries = [log.entry(self.epoch, change) for change in changes]
         for of in entries:
             self.transcript.add(self.voter.log.append(of))
+        if any(isinstance(change, messages.Seated) for change in changes):
+            self._reseat()
         effects = self._replicate(now)
         record = messages.Appended(self.session, before, tuple(entries), self.voter.released)
         effects.append(Persist(self.session, records.pack(record)))
@@ -126,29 +137,52 @@ class Serving:
     def on_replicated(self, now: float, peer: PeerId, reply: Replicated) -> list[Effect]:
         """A follower has it, or lacks something."""
         self.owner.on_replicated(peer, reply, now)
-        effects = self._release(now)
-        return effects + (self._replicate(now) if not reply.ok else []) + self.pump(now)
+        self.repair.replicated(peer)
+        effects = self._release(now) + self.repair.tick(now, self)
+        more = not reply.ok or peer not in self.owner.voters
+        return effects + (self._replicate(now) if more else []) + self.pump(now)
 
     def relinked(self, now: float, peer: PeerId) -> list[Effect]:
         """A link to a follower came up again."""
         self.owner.relinked(peer)
+        self.repair.relinked(peer)
         if peer in self.hosting.replicas:
             self.hosting.pages.added(peer)
             self.hosting.pages.link_down(peer)
-        return self._replicate(now, heartbeat=True)
+        return [*self.repair.greet([peer], self.voter.log.last), *self._replicate(now, heartbeat=True)]
 
     def _release(self, now: float) -> list[Effect]:
         released = self.owner.releasable()
         if released <= self.voter.released:
             return []
-        self.voter.released = released
-        effects: list[Effect] = []
+        before, self.voter.released = self.voter.released, released
+        effects = self.repair.settled(before, self) + self.repair.tick(now, self)
         for client in self.subscribers:
             effects += self.push(client)
         if self.transcript.closed is not None and released == self.voter.log.last and self._closed_at is None:
             self._closed_at = now
             effects += self._replicate(now, heartbeat=True)
         return effects + self.pump(now)
+
+    # ---------------------------------------------------------------------------------------------------------- seats
+
+    def _reseat(self) -> None:
+        """The log's latest configuration counts from here on."""
+        current = self.repair.seating.current
+        self.owner.reseat(current.voters)
+        self.hosting.supply(tuple(seat.peer for seat in current.seats if _keeps_pages(seat, self.me)))
+
+    def enrol(self, now: float, seat: Seat) -> list[Effect]:
+        """Send a learner the log and the pages."""
+        effects = self._replicate(now, heartbeat=True)
+        if not _keeps_pages(seat, self.me):
+            return effects
+        self.hosting.supply((*self.hosting.replicas, seat.peer))
+        return effects + self._offer_pages(seat.peer) + self.pump(now)
+
+    def dismiss(self, peer: PeerId) -> None:
+        """Send it nothing any more."""
+        self.hosting.supply(tuple(one for one in self.hosting.replicas if one != peer))
 
     # -------------------------------------------------------------------------------------------------------- clients
 
@@ -223,9 +257,15 @@ class Serving:
         """Whether a majority answered lately. Without that an owner is silent: its client must not wait for it."""
         return now <= self.owner.lease_until(self.timers.lease_s)
 
+    @property
+    def prefilling(self) -> bool:
+        """Whether the engine lacks much of the context: it fills pages faster than it will in decoding."""
+        open_turn = self.transcript.open_turn is not None
+        return open_turn and len(self.transcript.context) - len(self.hosting.loaded) > self.hosting.card.page_tokens
+
     def pump(self, now: float) -> list[Effect]:
         """Whatever can go on now: pages, the next step, the next turn. Without a lease, nothing."""
-        if self.transcript.closed is not None or not self.leased(now):
+        if self.transcript.closed is not None or self.stopping or not self.leased(now):
             return []
         effects = self.hosting.ship()
         if self.transcript.open_turn is None:
@@ -271,6 +311,9 @@ class Serving:
         """The engine moved: log what it drew, ship what it filled, go on."""
         changes = self.hosting.stepped(event, self.transcript)
         effects = self.write(now, changes)
+        if changes and self.transcript.said > 1:
+            self.pace_s += PACE_SHARE * (now - self._drawn_at - self.pace_s)
+        self._drawn_at = now
         if changes and not self._first_noted:
             self._first_noted = True
             detail = f"epoch={self.epoch} restored={self.hosting.pages_restored} recomputed={self.hosting.recomputed}"
@@ -320,7 +363,7 @@ class Serving:
             for replica in self.hosting.replicas:
                 self.hosting.pages.link_down(replica)
         alive = self.introduce() if self.leased(now) else []
-        alive += self._expire(now)
+        alive += self._expire(now) + self.repair.tick(now, self) + self.repair.remind(now, self)
         return self._replicate(now, heartbeat=True) + alive + self.pump(now)
 
     def _expire(self, now: float) -> list[Effect]:
@@ -337,3 +380,7 @@ class Serving:
             return False
         farewell_s = max(FAREWELL_S, 3 * self.timers.heartbeat_s)
         return now >= self._closed_at + farewell_s or not self.owner.majority > 1
+
+
+def _keeps_pages(seat: Seat, owner_of_them: PeerId) -> bool:
+    return seat.role != "witness" and seat.peer != owner_of_them

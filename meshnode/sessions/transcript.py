@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meshnode.ids import RequestId
-from meshnode.sessions.messages import Birth, Change, Closed, End, Opened, Token, Turn
+from meshnode.sessions.messages import Birth, Change, Closed, End, Opened, Seated, Token, Turn
 
 
 class Transcript:
@@ -40,7 +40,7 @@ class Transcript:
     def add(self, change: Change) -> None:
         """Apply the next change."""
         match change:
-            case Birth() | Opened():
+            case Birth() | Opened() | Seated():
                 pass
             case Turn(request, ids):
                 self.context.extend(ids)

@@ -14,6 +14,7 @@ from meshnode.sessions.messages import (
     Appended,
     Closed,
     Entry,
+    Joined,
     Opened,
     Prepare,
     Promise,
@@ -22,13 +23,13 @@ from meshnode.sessions.messages import (
     Replicated,
 )
 
-Record = Promised | Appended
+Record = Promised | Appended | Joined
 
 
 class Voter:
     """State of one voter for one session."""
 
-    __slots__ = ("candidate", "epoch", "host", "log", "promised", "released", "session")
+    __slots__ = ("candidate", "epoch", "host", "joined", "log", "promised", "released", "session")
 
     def __init__(self, session: SessionId) -> None:
         self.session = session
@@ -41,6 +42,8 @@ class Voter:
         """Owner of the highest epoch that was heard from; `epoch` is that epoch. At most `promised`."""
         self.released = 0
         """Entries up to here are at a majority. Known late, never wrong, never cut."""
+        self.joined: Joined | None = None
+        """How this node came in, if it was not by the award."""
 
     def born(self, birth: Entry, host: PeerId) -> list[Record]:
         """Entry 1 and epoch 1, the same at every voter."""
@@ -48,6 +51,17 @@ class Voter:
         self.log.append(birth)
         self.promised, self.candidate, self.epoch, self.host, self.released = 1, host, 1, host, 1
         return [Promised(self.session, 1, host), Appended(self.session, 0, (birth,), 1)]
+
+    def join(self, joined: Joined) -> list[Record]:
+        """Come in after the birth. To be written before what `born` returns."""
+        self.joined = joined
+        return [joined]
+
+    @property
+    def votes(self) -> bool:
+        """Whether candidates get an answer. A newcomer may have had a seat here before and forgotten what it promised
+        then: it shows no log that ends before that seat was taken away."""
+        return self.joined is None or self.log.last >= self.joined.since
 
     @property
     def closed(self) -> bool:
@@ -136,6 +150,9 @@ class Voter:
         if isinstance(record, Promised):
             if record.epoch >= self.promised:
                 self.promised, self.candidate = record.epoch, record.candidate
+            return
+        if isinstance(record, Joined):
+            self.joined = record
             return
         if record.prev_seq > self.log.last:
             raise errors.PeerError("the journal lacks entries of this session")

@@ -16,6 +16,7 @@ from meshnode.wire.schema import Max
 MANIFEST_BYTES_MAX = 256 << 10
 AWARD_BYTES_MAX = 320 << 10
 SEATS_MAX = 9
+ROSTER_BYTES_MAX = 32 << 10
 
 Address = Annotated[str, Max(256)]
 Addresses = Annotated[tuple[Address, ...], Max(8)]
@@ -52,3 +53,15 @@ class Award:
     invitation: Annotated[bytes, Max(MANIFEST_BYTES_MAX)]
     """Envelope of Invitation."""
     seats: Annotated[tuple[Seat, ...], Max(SEATS_MAX)]
+
+
+@schema.message(27)
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The voters of a session from one configuration on, signed by the owner that proposed it: the client's route. The
+    award is number 0."""
+
+    session: SessionId
+    number: Annotated[int, Max(1 << 20)]
+    seats: Annotated[tuple[Seat, ...], Max(SEATS_MAX + 1)]
+    """One more than an award names: a newcomer is seated before the lost one leaves."""

@@ -46,6 +46,12 @@ def test_a_manifest_that_fits_is_refused_by_nobody() -> None:
     assert of.vote_refusals(wants) == []
 
 
+def test_a_node_that_drains_takes_neither_session_nor_log() -> None:
+    of = fresh()
+    of.draining = True
+    assert of.host_refusals(0.0, cases.wants()) == of.vote_refusals(cases.wants()) == [bidder.DRAINS]
+
+
 def test_a_node_that_does_not_host_or_vote_says_so() -> None:
     wants = cases.wants()
     assert "host = false" in fresh(host=False).host_refusals(0.0, wants)[0]

@@ -55,6 +55,15 @@ def test_an_invite_is_answered_with_trying_and_offers_to_the_living() -> None:
     assert set(late) == {A}, "who was not heard lately is nominated for nothing"
 
 
+def test_who_drains_is_nominated_for_nothing_be_it_another_or_oneself() -> None:
+    of = node()
+    of.mesh.on_publish(0.0, B, Publish((sealed(by=1, version=9, draining=True),)))
+    assert set(invited(of)[0]) == {A, C}
+    of = node()
+    of.bidder.draining = True
+    assert set(invited(of)[0]) == {B, C}
+
+
 def test_a_repeated_invite_holds_no_second_auction() -> None:
     of = node()
     invited(of)

@@ -117,6 +117,15 @@ def test_a_manifest_with_typing_errors_names_all_of_them(node: Path, tmp_path: P
     assert "agent.temperature" in done.stderr
 
 
+def test_a_node_drains_and_takes_sessions_again(node: Path) -> None:
+    assert "drained: no session runs here" in meshnode("drain", "--wait", "--data", str(node)).stdout
+    assert "draining, 0 left" in meshnode("status", "--data", str(node)).stdout
+    done = meshnode("chat", "--data", str(node), "--max-tokens", "4", "Hello?")
+    assert done.returncode == 1
+    assert "takes sessions again" in meshnode("undrain", "--data", str(node)).stdout
+    assert meshnode("chat", "--data", str(node), "--max-tokens", "4", "Hello?").returncode == 0
+
+
 def test_a_second_node_on_the_same_data_folder_is_refused(node: Path) -> None:
     done = meshnode("up", "--plain", "--data", str(node), "--listen", "/ip4/127.0.0.1/tcp/0")
     assert done.returncode == 1
@@ -151,7 +160,8 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_without_a_node_every_command_says_how_to_start_one(tmp_path: Path) -> None:
-    for command in (("status",), ("peers",), ("sessions", "ps"), ("down",), ("chat", "hello")):
+    commands = (("status",), ("peers",), ("sessions", "ps"), ("down",), ("chat", "hello"), ("drain",), ("undrain",))
+    for command in (*commands, ("sessions", "migrate", "5f0c")):
         done = meshnode(command[0], *command[1:2], "--data", str(tmp_path), *command[2:])
         assert done.returncode == 1, command
         assert "no node is running here" in done.stderr

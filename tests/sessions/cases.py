@@ -9,8 +9,10 @@ from meshnode import ids, manifest
 from meshnode.ids import PeerId, RequestId, SessionId
 from meshnode.machine import Effect, Persist, Send
 from meshnode.ports import EngineCard
-from meshnode.sessions import log, messages, records, registry
-from meshnode.sessions.member import Contract, Member
+from meshnode.sessions import contract as contracts
+from meshnode.sessions import log, messages, records
+from meshnode.sessions.contract import Contract
+from meshnode.sessions.member import Member
 from meshnode.sessions.messages import Birth, Change, Entry, Token, Turn
 from meshnode.sessions.voter import Voter
 from meshnode.wire import envelope, keys
@@ -58,7 +60,7 @@ def award(count: int = 3, *, asked: manifest.Manifest | None = None, attempt: in
 
 
 def contract(count: int = 3, asked: manifest.Manifest | None = None) -> Contract:
-    return registry.contract_of(award(count, asked=asked))
+    return contracts.read(award(count, asked=asked))
 
 
 def born(
@@ -66,7 +68,7 @@ def born(
 ) -> Member:
     """The member of one node, in PROCEEDING."""
     sealed = award(count, asked=asked)
-    papers = registry.contract_of(sealed)
+    papers = contracts.read(sealed)
     voter = Voter(SESSION)
     voter.born(log.entry(1, Birth(sealed)), A)
     return Member(NODES[of].peer, papers, voter, card, random.Random(of), 0.0)

@@ -6,16 +6,16 @@ a clock may leap. After each event the invariants are looked at, so the first ba
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from meshnode import errors, ids
+from meshnode import errors
 from meshnode.ids import Digest, PeerId
 from meshnode.machine import (
-    Deliver,
     Effect,
     Encode,
     Encoded,
@@ -32,23 +32,13 @@ from meshnode.machine import (
     Stepped,
     Unload,
 )
-from meshnode.sessions import attach, messages, registry, timers
-from tests.sessions import cases
+from meshnode.sessions import contract, messages, moves, registry
+from meshnode.wire.award import Seat
+from tests.sessions import caller, cases, checks, drawing
 
 CALM_S = 12.0
 """After this no more faults are made; what is left must come to its end."""
 END_S = 90.0
-EOS = cases.CARD.eos[0]
-
-
-def draw(context: list[int]) -> int:
-    """The engine: the next token is a hash of all before it."""
-    found = ids.digest(b"".join(token.to_bytes(4, "big") for token in context))
-    return EOS if found[0] < 8 else 10 + found[1] % 200
-
-
-def encoded(text: str) -> tuple[int, ...]:
-    return tuple(300 + ord(letter) for letter in text)
 
 
 @dataclass(slots=True)
@@ -70,70 +60,71 @@ class Machine:
 class World:
     """One seed's world."""
 
-    def __init__(self, seed: int, count: int, turns: int = 2) -> None:
+    def __init__(self, seed: int, count: int, turns: int = 2, spares: int = 0) -> None:
         self.rng = random.Random(seed)
         self.count = count
+        self.spares = spares
+        self.wipes_left = count // 2 if spares else 0
+        """Disks that may be lost: as many as a majority can do without."""
         self.now = 0.0
         self.reached: Counter[str] = Counter()
-        self.machines = {node.peer: Machine(node.peer, place) for place, node in enumerate(cases.NODES[:count])}
+        self.machines = {
+            node.peer: Machine(node.peer, place) for place, node in enumerate(cases.NODES[: count + spares])
+        }
         self._events: list[tuple[float, int, object]] = []
         self._number = itertools.count()
         self._pages: dict[Digest, list[int]] = {}
-        self.owners: dict[int, tuple[PeerId, int]] = {}
-        self.truth: dict[int, Digest] = {}
-        self.said: dict[bytes, list[int]] = {}
-        self.ended: dict[bytes, str] = {}
-        self.over = ""
-        self.turns = turns
-        self._last_seq = 0
+        self.checks = checks.Checks(self.reached)
         self.loss = self.rng.choice((0.0, 0.05, 0.2))
         self.delay_s = self.rng.choice((0.005, 0.05, 0.3))
-        kind = timers.TIMERS[cases.wants().characteristics.kind]
-        self.client = attach.Attachment(cases.SESSION, tuple(self.machines), kind, 0.0, auction=cases.AUCTION)
-        self._client_at = float("inf")
-        self._said_turns = 0
+        self.caller = caller.Caller(self, tuple(self.machines)[:count], turns)
 
     def run(self) -> None:
         """Birth, storm, calm, end."""
         sealed = cases.award(self.count)
         for machine in self.machines.values():
-            machine.brain = registry.Registry(machine.peer, self._card(machine), random.Random(machine.place))
-            made, refusal = machine.brain.born(0.0, registry.contract_of(sealed), sealed)
+            machine.brain = self._registry(machine, random.Random(machine.place))
+            if machine.place >= self.count:
+                continue
+            made, refusal = machine.brain.born(0.0, contract.read(sealed), sealed)
             assert not refusal
             machine.disk += [effect.record for effect in made if isinstance(effect, Persist)]
             self._want_tick(machine)
-        self._from_client(self.client.begin(0.0))
-        self._say()
-        self._at(self.rng.uniform(0.0, 1.0), "fault")
+        self.caller.begin()
+        self.at(self.rng.uniform(0.0, 1.0), "fault")
+        self.at(self.rng.uniform(0.0, 2.0), "move")
         while self._events and not self.done:
             self.now, _, event = heapq.heappop(self._events)
             if self.now > END_S:
                 break
             self._happen(event)
-            self._check()
+            self.checks.look(self.machines.values())
 
     @property
     def done(self) -> bool:
         """Whether every answer is whole, the session is over at the client and dropped by whoever runs."""
         gone = all(one.brain is None or not one.brain.members for one in self.machines.values())
-        return bool(self.over) and gone and self.now > CALM_S
+        return bool(self.caller.over) and gone and self.now > CALM_S
+
+    def _registry(self, machine: Machine, rng: random.Random) -> registry.Registry:
+        return registry.Registry(machine.peer, self._card(machine), rng, cases.NODES[machine.place])
 
     def _card(self, machine: Machine) -> object:
         return cases.CARD if machine.place != 2 or self.count > 3 else None
 
-    def _at(self, delay_s: float, event: object) -> None:
+    def at(self, delay_s: float, event: object) -> None:
         heapq.heappush(self._events, (self.now + delay_s, next(self._number), event))
 
     def _happen(self, event: object) -> None:
         match event:
             case "fault":
                 self._fault()
+            case "move":
+                self._move()
             case ("client tick", at):
-                if at == self._client_at:
-                    self._client_at = float("inf")
-                    self._from_client(self.client.tick(self.now))
+                self.caller.tick(at)
             case ("to client", peer, message):
-                self._client_hears(peer, message)
+                self.caller.hears(peer, message)
             case ("to", peer, sender, message):
                 self._hears(self.machines[peer], sender, message)
             case (kind, machine, life, *rest) if machine.life == life and machine.brain is not None:
@@ -154,13 +145,14 @@ class World:
             self.reached[f"peer error: {error}"] += 1
             effects = []
         self._carry(machine, effects)
+        self._search(machine)
         self._want_tick(machine)
 
     def _want_tick(self, machine: Machine) -> None:
         due = machine.brain.deadline
         if due != machine.asked_at and due < float("inf"):
             machine.asked_at = due
-            self._at(max(0.0, due - self._clock(machine)), ("tick", machine, machine.life, due))
+            self.at(max(0.0, due - self._clock(machine)), ("tick", machine, machine.life, due))
 
     def _tick(self, machine: Machine, due: float) -> None:
         if due != machine.asked_at:
@@ -192,14 +184,14 @@ class World:
     def _start(self, machine: Machine) -> None:
         machine.life += 1
         machine.offset_s = self.rng.choice((0.0, 5.0, 1000.0))
-        machine.brain = registry.Registry(machine.peer, self._card(machine), random.Random(self.rng.random()))
+        machine.brain = self._registry(machine, random.Random(self.rng.random()))
         machine.brain.replay(self._clock(machine), list(machine.disk), {cases.SESSION: set(machine.pages)})
         self.reached["restarted"] += 1
         machine.asked_at = float("inf")
         self._want_tick(machine)
         for other in self.machines.values():
             if other.brain is not None:
-                self._at(self._delay(), ("linked", other, other.life, machine.peer))
+                self.at(self._delay(), ("linked", other, other.life, machine.peer))
 
     def _linked(self, machine: Machine, peer: PeerId) -> None:
         self._step(machine, lambda: machine.brain.relinked(self._clock(machine), peer))
@@ -207,6 +199,38 @@ class World:
     def _severed(self, machine: Machine, peer: PeerId) -> None:
         if self.machines[peer].brain is None:
             self._step(machine, lambda: machine.brain.severed_from(self._clock(machine), peer))
+
+    # ---------------------------------------------------------------------------------------------------------- repair
+
+    def _search(self, machine: Machine) -> None:
+        """As gossip does: somebody who is there and has no seat is asked in, and answers when its disk has it."""
+        if machine.brain is None:
+            return
+        for member, search in machine.brain.searches(self._clock(machine)):
+            taken = {*(seat.peer for seat in search.seats), *search.lost, machine.peer}
+            able = [one for one in self.machines.values() if one.brain is not None and one.peer not in taken]
+            if not able or self.rng.random() < 0.1:
+                self.at(1.0, ("found", machine, machine.life, None))
+                continue
+            joined = messages.Joined(cases.SESSION, machine.peer, search.role, search.since)
+            chosen = self.rng.choice(able)
+            self.at(self._delay(), ("join", chosen, chosen.life, machine, machine.life, member.seating.birth, joined))
+
+    def _join(self, machine: Machine, sponsor: Machine, life: int, birth: bytes, joined: messages.Joined) -> None:
+        made, refusal = machine.brain.joined(self._clock(machine), contract.read(birth), birth, joined)
+        self._carry(machine, made)
+        self._want_tick(machine)
+        seat = None if refusal else Seat(machine.peer, joined.role, ())
+        answer = Post(cases.SESSION, ("found", sponsor, life, seat))
+        self._carry(machine, [answer])
+
+    def _found(self, machine: Machine, seat: Seat | None) -> None:
+        now = self._clock(machine)
+        if seat is None:
+            machine.brain.not_found(now, cases.SESSION, "no spare node")
+            self._want_tick(machine)
+        else:
+            self._step(machine, lambda: machine.brain.found(now, cases.SESSION, seat))
 
     # --------------------------------------------------------------------------------------------------------- effects
 
@@ -216,7 +240,7 @@ class World:
             ordered = getattr(effect, "session", None) is not None
             if ordered and (machine.waiting or isinstance(effect, Persist)):
                 if not machine.waiting:
-                    self._at(self.rng.choice((0.001, 0.01, 0.2)), ("synced", machine, machine.life))
+                    self.at(self.rng.choice((0.001, 0.01, 0.2)), ("synced", machine, machine.life))
                 machine.waiting.append(effect)
             else:
                 self._do(machine, effect)
@@ -228,32 +252,36 @@ class World:
         while waiting and not isinstance(waiting[0], Persist):
             self._do(machine, waiting.popleft())
         if waiting:
-            self._at(self.rng.choice((0.001, 0.01, 0.2)), ("synced", machine, machine.life))
+            self.at(self.rng.choice((0.001, 0.01, 0.2)), ("synced", machine, machine.life))
 
     def _do(self, machine: Machine, effect: Effect) -> None:
         match effect:
             case Send(to, _, message):
-                self._post(machine.peer, to, message)
+                self.post(machine.peer, to, message)
+            case Post(_, ("found", *_) as event):
+                self.at(self._delay(), event)
             case Post(_, event):
-                self._at(0.0, ("hand", machine, machine.life, event))
+                self.at(0.0, ("hand", machine, machine.life, event))
             case Encode(session, request, text):
-                self._at(0.01, ("hand", machine, machine.life, Encoded(session, request, encoded(text))))
+                self.at(0.01, ("hand", machine, machine.life, Encoded(session, request, drawing.encoded(text))))
             case Step():
                 self._engine(machine, effect)
             case Restore(session, load, addresses):
                 known = [address for address in addresses if address in machine.pages]
                 kept = self._pages[known[self.rng.randrange(len(known))]] if known else []
                 machine.context = list(kept)
-                self._at(0.02, ("hand", machine, machine.life, Restored(session, load, len(kept))))
+                self.at(0.02, ("hand", machine, machine.life, Restored(session, load, len(kept))))
             case Ship(session, epoch, index, address, parent, to):
                 self._pages[address] = machine.context[: (index + 1) * cases.PAGE]
                 page = PageStored(machine.peer, session, epoch, index, address, parent)
                 if self.rng.random() >= self.loss and self.machines[to].brain is not None:
-                    self._at(self._delay(), ("page", self.machines[to], self.machines[to].life, page))
+                    self.at(self._delay(), ("page", self.machines[to], self.machines[to].life, page))
             case Unload() | Forget():
                 machine.context = []
             case Note(what, _, detail):
                 self.reached[what] += 1
+                if what == "detected":
+                    self.reached[f"detected: {detail}"] += 1
                 if what == "elected" and not detail.endswith("adopted=0"):
                     self.reached["adopted"] += 1
 
@@ -269,24 +297,24 @@ class World:
         work = step.work
         assert work.position <= len(machine.context), "the engine was thought to hold more than it does"
         machine.context[work.position :] = work.feed
-        token = draw(machine.context) if work.sampling is not None else None
+        token = drawing.draw(machine.context) if work.sampling is not None else None
         piece = chr(97 + token % 26) if token is not None else ""
         done = Stepped(step.session, step.load, len(machine.context), token, piece)
-        self._at(self.rng.choice((0.002, 0.02)), ("hand", machine, machine.life, done))
+        self.at(self.rng.choice((0.002, 0.02)), ("hand", machine, machine.life, done))
 
     # --------------------------------------------------------------------------------------------------------- network
 
     def _delay(self) -> float:
         return self.rng.expovariate(1.0 / self.delay_s) if self.now < CALM_S else 0.01
 
-    def _post(self, sender: PeerId, to: PeerId, message: object) -> None:
+    def post(self, sender: PeerId, to: PeerId, message: object) -> None:
         for _ in range(self.rng.choice((1, 1, 1, 2)) if self.now < CALM_S else 1):
             if self.now < CALM_S and self.rng.random() < self.loss:
                 self.reached["lost"] += 1
             elif to in self.machines:
-                self._at(self._delay(), ("to", to, sender, message))
+                self.at(self._delay(), ("to", to, sender, message))
             else:
-                self._at(self._delay(), ("to client", sender, message))
+                self.at(self._delay(), ("to client", sender, message))
 
     def _fault(self) -> None:
         if self.now > CALM_S:
@@ -300,7 +328,18 @@ class World:
             # A minute before the first word is longer than a session lives that nobody acknowledged.
             machine.offset_s += self.rng.choice((0.5, 3.0, 60.0) if self.reached["first token"] else (0.5, 3.0))
             self._tick(machine, machine.asked_at)
-        self._at(self.rng.expovariate(1.0), "fault")
+        self.at(self.rng.expovariate(1.0), "fault")
+
+    def _move(self) -> None:
+        """Ask whoever owns the session to move it to anybody, dead or alive, and at any time."""
+        if self.now > CALM_S:
+            return
+        self.at(self.rng.expovariate(2.0), "move")
+        for machine in self.machines.values():
+            if machine.brain is not None and machine.brain.members:
+                machine.brain.moves.able = frozenset(self.machines)
+                order = moves.Migrate(cases.SESSION, self.rng.choice(list(self.machines)))
+                self._step(machine, functools.partial(machine.brain.ordered, self._clock(machine), order))
 
     def _crash(self, machine: Machine) -> None:
         self.reached["crashed"] += 1
@@ -310,91 +349,12 @@ class World:
             kept -= 1
         machine.waiting.clear()
         machine.brain, machine.context = None, []
-        self._at(self.rng.uniform(0.0, 4.0), ("start", machine))
+        if self.wipes_left and self.reached["first token"] and self.rng.random() < 0.3:
+            self.wipes_left -= 1
+            self.reached["wiped"] += 1
+            machine.disk.clear()
+            machine.pages.clear()
+        self.at(self.rng.uniform(0.0, 4.0 if self.rng.random() < 0.7 else 12.0), ("start", machine))
         for other in self.machines.values():
             if other.brain is not None and self.rng.random() < 0.5:
-                self._at(self._delay(), ("severed", other, other.life, machine.peer))
-
-    # ---------------------------------------------------------------------------------------------------------- client
-
-    def _say(self) -> None:
-        self._said_turns += 1
-        text = "question " + "abc"[self._said_turns % 3]
-        message = messages.Message(cases.SESSION, cases.request(self._said_turns), text, 12)
-        self.said[message.request] = []
-        self._from_client(self.client.say(self.now, message))
-
-    def _client_hears(self, peer: PeerId, message: object) -> None:
-        try:
-            match message:
-                case messages.Notify():
-                    effects = self.client.on_notify(self.now, peer, message)
-                case messages.Denied():
-                    raise AssertionError(f"denied: {message}")
-                case messages.Gone() | messages.Concluded():
-                    gone = isinstance(message, messages.Gone)
-                    effects = (self.client.on_gone if gone else self.client.on_concluded)(peer)
-        except errors.PeerError as error:
-            self.reached[f"client: {error}"] += 1
-            effects = []
-        self._from_client(effects)
-
-    def _from_client(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Send):
-                self._post(cases.AGENT.peer, effect.to, effect.message)
-            else:
-                assert isinstance(effect, Deliver)
-                self._delivered(effect.item)
-        due = self.client.deadline
-        assert due > self.now, "the client's deadline stays in the past"
-        if due != self._client_at and due < float("inf"):
-            self._client_at = due
-            self._at(due - self.now, ("client tick", due))
-
-    def _delivered(self, item: object) -> None:
-        match item:
-            case attach.Said(request, seq, token):
-                assert seq > self._last_seq, "a token twice, or out of order"
-                assert request not in self.ended
-                self._last_seq = seq
-                self.said[request].append(token.id)
-            case attach.Ended(request, reason):
-                assert request not in self.ended
-                self.ended[request] = reason
-                if self._said_turns < self.turns:
-                    self._say()
-                else:
-                    self._from_client(self.client.bye(self.now, "completed"))
-            case attach.Over(reason):
-                self.over = reason
-            case _:
-                self.reached[type(item).__name__] += 1
-
-    # ---------------------------------------------------------------------------------------------------------- checks
-
-    def _check(self) -> None:
-        for machine in self.machines.values():
-            for member in machine.brain.members.values() if machine.brain is not None else ():
-                if member.serving is not None:
-                    me = (machine.peer, machine.life)
-                    assert self.owners.setdefault(member.serving.epoch, me) == me, "two owners of one epoch"
-                    assert member.serving.epoch == member.voter.promised, "serves below what it promised"
-                    assert member.voter.candidate == machine.peer
-                voter = member.voter
-                seen = self.truth.setdefault(voter.released, voter.log.hash_at(voter.released))
-                assert seen == voter.log.hash_at(voter.released), "two voters released different logs"
-                if member.candidate.best is not None:
-                    self.reached["saw a better log"] += 1
-
-    def expected(self, number: int) -> list[int]:
-        """What an undisturbed engine answers to the turns up to this one: the last answer."""
-        context: list[int] = []
-        answer: list[int] = []
-        for place in range(1, number + 1):
-            context += encoded("question " + "abc"[place % 3])
-            answer = []
-            while len(answer) < 12 and EOS not in answer:
-                answer.append(draw(context))
-                context.append(answer[-1])
-        return answer
+                self.at(self._delay(), ("severed", other, other.life, machine.peer))

@@ -14,7 +14,8 @@ from tests.sessions.cases import A, B, C, D
 
 
 def fresh(needed: int = 1, rank: int | None = 0) -> failover.Candidate:
-    return failover.Candidate(A, needed, rank, random.Random(1))
+    voters = frozenset(node.peer for node in cases.NODES[: 2 * needed + 1])
+    return failover.Candidate(A, voters, rank, random.Random(1))
 
 
 def asking(needed: int = 1, promised: int = 1) -> failover.Candidate:
@@ -145,3 +146,31 @@ def test_who_stands_down_forgets_votes_and_keeps_what_was_outbid() -> None:
     of.begin(100.0)
     of.tick(100.0, 2)
     assert of.epoch == 9
+
+
+def test_a_majority_is_counted_among_the_voters_of_the_best_log_and_they_are_asked_too() -> None:
+    of = preparing()
+    four = frozenset((A, B, C, D))
+    of.on_promise(B, promise(2, 1, 2, 1, cases.entry(1)))
+    assert of.decide(1, 1, lambda entries: four if entries else of.voters) is Act.WIDEN
+    assert of.widen() == (D,)
+    assert of.decide(1, 1, lambda _: four) is None, "two of four, and everybody is asked"
+    of.on_promise(D, promise(2))
+    assert of.decide(1, 1, lambda _: four) is Act.TAKE
+
+
+def test_who_has_no_seat_in_the_best_log_takes_nothing() -> None:
+    of = preparing()
+    of.on_promise(B, promise(2, 1, 2, 1, cases.entry(1)))
+    of.on_promise(C, promise(2, 1, 2, 1, cases.entry(1)))
+    assert of.decide(1, 1, lambda _: frozenset((B, C, D))) is None
+
+
+def test_of_those_who_asked_before_there_was_evidence_one_is_answered() -> None:
+    of = failover.Questions()
+    for peer, epoch in ((B, 3), (C, 4), (D, 4)):
+        of.note(peer, epoch)
+    assert cases.sent(of.answers(cases.SESSION, 2, None)) == [(C, messages.PreVoted(cases.SESSION, 4))]
+    assert of.answers(cases.SESSION, 2, None) == []
+    of.note(B, 2)
+    assert of.answers(cases.SESSION, 2, None) == [], "promised to another by now"

@@ -10,7 +10,7 @@ from meshnode import errors, ids
 from meshnode.machine import Durable, Encode, Encoded, Faulted, Forget, Note, Persist, Restored, Step, Stepped, Unload
 from meshnode.options import Bias, Grammar, GrammarKind, Options
 from meshnode.ports import Sampling
-from meshnode.sessions import log, member, messages, serving
+from meshnode.sessions import engaged, log, member, messages, serving
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.messages import Closed, Message, Opened, PreVote, PreVoted, Promise
 from tests.sessions import cases
@@ -188,7 +188,7 @@ def test_restoring_starts_with_the_first_question_and_ends_with_the_owner_heard_
     assert one.hosting is not None
     assert any(type(effect).__name__ == "Restore" for effect in effects)
     stale = Restored(cases.SESSION, one.hosting.load + 1, 8)
-    assert one.on_restored(2.0, stale) == []
+    assert engaged.worked(2.0, one, stale) == []
     effects = one.on_replicate(2.0, A, cases.replicate(one.voter.log, 1, at))
     assert effects[0] == Unload(cases.SESSION)
     assert (one.hosting, one.state) == (None, State.ACTIVE)
@@ -217,7 +217,7 @@ def test_pages_are_taken_from_the_owner_alone() -> None:
             one.admit_page(peer, 0, epoch)
     offer = messages.PageOffer(cases.SESSION, 1, ())
     with pytest.raises(errors.PeerError):
-        one.on_page_offer(C, offer, frozenset())
+        one.replica.on_offer(C, offer, frozenset())
     with pytest.raises(errors.PeerError):
         host().admit_page(B, 0, 1)
 
@@ -225,11 +225,11 @@ def test_pages_are_taken_from_the_owner_alone() -> None:
 def test_an_offer_is_answered_with_how_much_of_the_chain_is_here() -> None:
     one = follower()
     chain = tuple(ids.digest(bytes([place])) for place in range(4))
-    effects = one.on_page_offer(
+    effects = one.replica.on_offer(
         A, messages.PageOffer(cases.SESSION, 1, chain), frozenset((chain[0], chain[1], chain[3]))
     )
     assert cases.sent(effects) == [(A, messages.PageAck(cases.SESSION, 1, 2, chain[1]))]
-    gone = cases.sent(one.on_evicted())
+    gone = cases.sent(one.replica.on_evicted())
     assert gone[0][1].watermark == 0
 
 

@@ -130,3 +130,42 @@ def test_a_new_link_is_sent_again_what_was_under_way_on_the_old() -> None:
     of.relinked(B)
     of.relinked(D)
     assert spans(of.outbound(10.0, 0)) == [(1, 1)]
+
+
+def test_who_is_seated_counts_from_then_on_and_who_is_not_is_sent_nothing() -> None:
+    of = fresh(2, others=(B, C))
+    of.durable = 1
+    of.follow(D, 10.0)
+    of.on_replicated(D, ok(1), 10.0)
+    assert (of.releasable(), of.majority) == (0, 2)
+    of.reseat(frozenset((A, B, C, D)))
+    assert (of.releasable(), of.majority) == (0, 3)
+    of.on_replicated(C, ok(1), 10.0)
+    assert of.releasable() == 1
+    of.reseat(frozenset((A, C, D)))
+    assert B not in {to for to, _ in of.outbound(10.0, 1, heartbeat=True)}
+
+
+def test_a_long_log_goes_to_a_learner_as_it_is_acknowledged() -> None:
+    of = fresh(*[2] * 3000)
+    of.follow(D, 10.0)
+    assert sum(count for _, count in spans(of.outbound(10.0, 1), D)) == 1024
+    assert spans(of.outbound(10.0, 1), D) == []
+    of.on_replicated(D, ok(257), 10.1)
+    assert spans(of.outbound(10.1, 1), D) == [(1025, 256)]
+
+
+def test_a_refusal_below_what_was_acknowledged_means_a_lost_disk_only_if_it_was_asked_for_later() -> None:
+    of = fresh(2, 2, 2)
+    of.on_replicated(B, ok(3), 10.5)
+    of.on_replicated(B, no(1, stamp_us=10_400_000), 10.6)
+    assert of.rolled_back == set()
+    of.on_replicated(B, no(1, stamp_us=10_600_000), 10.7)
+    assert of.rolled_back == {B}
+
+
+def test_a_follower_with_another_tail_of_older_epochs_lost_nothing() -> None:
+    of = fresh(1, 1, 1)
+    of.on_replicated(B, ok(3), 10.5)
+    of.on_replicated(B, no(1, stamp_us=10_600_000), 10.7)
+    assert of.rolled_back == set()

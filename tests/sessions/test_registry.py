@@ -9,7 +9,7 @@ import pytest
 from meshnode import errors, ids
 from meshnode.ids import RequestId
 from meshnode.machine import Persist
-from meshnode.sessions import log, messages, records, registry
+from meshnode.sessions import contract, log, messages, records, registry
 from meshnode.sessions.lifecycle import State
 from meshnode.sessions.messages import Closed, Opened
 from tests.sessions import cases
@@ -26,7 +26,7 @@ def empty(place: int = 1) -> registry.Registry:
 def seated(place: int = 1) -> tuple[registry.Registry, list[bytes]]:
     """With one session, and what its disk holds."""
     of, sealed = empty(place), cases.award()
-    made, refusal = of.born(0.0, registry.contract_of(sealed), sealed)
+    made, refusal = of.born(0.0, contract.read(sealed), sealed)
     assert refusal == ""
     return of, disk(made)
 
@@ -80,11 +80,11 @@ def test_the_same_award_twice_changes_nothing_and_another_takes_its_place_only_w
     of, _ = seated()
     sealed, second = cases.award(), cases.award(attempt=2)
     of.from_voter(0.0, A, messages.Prepare(cases.SESSION, 2, 1))
-    assert of.born(0.0, registry.contract_of(sealed), sealed) == ([], "")
+    assert of.born(0.0, contract.read(sealed), sealed) == ([], "")
     assert of.members[cases.SESSION].voter.promised == 2
-    assert of.born(0.0, registry.contract_of(second), second)[1] != ""
+    assert of.born(0.0, contract.read(second), second)[1] != ""
     fresh, _ = seated()
-    made, refusal = fresh.born(0.0, registry.contract_of(second), second)
+    made, refusal = fresh.born(0.0, contract.read(second), second)
     assert (bool(made), refusal) == (True, "")
 
 
@@ -120,7 +120,7 @@ def test_what_is_over_is_not_born_again_nor_after_a_restart() -> None:
     sealed = cases.award()
     for one in (of, again(kept), again([record for _, record in again(kept).snapshot()])):
         assert one.members == {}
-        assert one.born(9.0, registry.contract_of(sealed), sealed)[1] == "this session is over here"
+        assert one.born(9.0, contract.read(sealed), sealed)[1] == "this session is over here"
 
 
 def test_an_entry_that_reached_the_disk_behind_its_sessions_grave_raises_nobody() -> None:
@@ -202,8 +202,8 @@ def test_an_acknowledgement_of_another_auctions_award_begins_nothing() -> None:
 def test_an_award_that_was_overtaken_by_a_later_one_of_its_auction_is_refused() -> None:
     of, _ = seated(0)
     later, earlier = cases.award(3, attempt=3), cases.award(3, attempt=2)
-    assert of.born(0.0, registry.contract_of(later), later)[1] == ""
-    assert "already" in of.born(0.0, registry.contract_of(earlier), earlier)[1]
+    assert of.born(0.0, contract.read(later), later)[1] == ""
+    assert "already" in of.born(0.0, contract.read(earlier), earlier)[1]
 
 
 def test_a_deposed_owner_goes_above_the_epoch_that_it_heard_of() -> None:

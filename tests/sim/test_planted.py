@@ -83,11 +83,11 @@ def vote_from_an_empty_disk(patch: pytest.MonkeyPatch) -> None:
 
 def adopts_the_worst_log(patch: pytest.MonkeyPatch) -> None:
     """A candidate goes on from its own log, whatever it is shown."""
-    patch.setattr(failover.Candidate, "decide", lambda self, epoch, seq: _take(self))
+    patch.setattr(failover.Candidate, "decide", lambda self, epoch, seq, voters_of: _take(self))
 
 
 def _take(self: failover.Candidate) -> failover.Act | None:
-    ready = self.stage is failover.Stage.PREPARING and len(self._votes) >= self.needed
+    ready = self.stage is failover.Stage.PREPARING and self._carried(self.voters)
     self.best = None
     return failover.Act.TAKE if ready else None
 
