@@ -84,8 +84,12 @@ class Member:
 
     def hears(self, peer: PeerId) -> bool:
         """Whether this peer's frames are read: it has or had a seat, or is about to get one from us."""
+        return peer in self.seating.known or self._asked_in(peer)
+
+    def _asked_in(self, peer: PeerId) -> bool:
+        """Whether it is on its way to a seat: what it asks meanwhile, it asks in a seat that it had before."""
         learner = self.serving.repair.learner if self.serving is not None else None
-        return peer in self.seating.known or (learner is not None and learner.peer == peer)
+        return learner is not None and learner.peer == peer
 
     # ------------------------------------------------------------------------------------------------------ ownership
 
@@ -186,7 +190,7 @@ class Member:
 
     def on_prevote(self, peer: PeerId, ask: messages.PreVote) -> list[Effect]:
         """Remember the question; the answer comes with the evidence."""
-        if self.seating.ousted(peer):
+        if self.seating.ousted(peer) and not self._asked_in(peer):
             return [Send(peer, Lane.SIGNAL, messages.Out(self.session, self.seating.settled.number))]
         if self.serving is not None or not self.voter.votes:
             return []
@@ -209,7 +213,7 @@ class Member:
 
     def on_prepare(self, now: float, peer: PeerId, ask: messages.Prepare) -> list[Effect]:
         """Promise, durably, and show the log."""
-        if self.seating.ousted(peer):
+        if self.seating.ousted(peer) and not self._asked_in(peer):
             return [Send(peer, Lane.SIGNAL, messages.Out(self.session, self.seating.settled.number))]
         if not self.voter.votes:
             return []

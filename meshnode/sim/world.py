@@ -218,11 +218,14 @@ class World:
     def may_lose(self, node: Process) -> bool:
         """Whether every session keeps a majority of its voters without this machine, and some machine is left."""
         lost = self._lost | {node.place}
-        groups = [known.seats for known in self.truth.sessions.values() if known.seats]
+        members = [member for one in self.nodes if one.running for member in one.brain.sessions.members.values()]
+        groups = [frozenset(known.seats) for known in self.truth.sessions.values() if known.seats]
+        groups += [voters.voters for one in members for voters in (one.seating.current, one.seating.settled)]
         kept = all(2 * sum(self.who(seat).place in lost for seat in seats) < len(seats) for seats in groups)
-        members = [one.brain.sessions.members.values() for one in self.nodes if one.running]
-        unborn = any(not self.truth.of(member.session).seats for some in members for member in some)
-        return kept and not unborn and 2 * len(lost) < len(self.nodes)
+        unborn = any(not self.truth.of(member.session).seats for member in members)
+        # Who is down may have another configuration in its log.
+        shown = all(one.running or one.place in lost for one in self.nodes)
+        return kept and shown and not unborn and 2 * len(lost) < len(self.nodes)
 
     def lose(self, node: Process) -> None:
         """The machine is gone for good, and its disk."""

@@ -283,3 +283,21 @@ def test_a_client_that_attends_is_told_who_votes_now(told: bool) -> None:
     assert bool(routes) == told
     for route in routes:
         assert {seat.peer for seat in log.roster(route.rosters[-1])[1].seats} <= {A, B, C, D}
+
+
+def test_who_is_asked_in_again_is_not_sent_away_for_what_it_asks_in_its_old_seat() -> None:
+    of = Owner()
+    of.repairing(lost=B)
+    for _ in range(2):
+        of.acks(C, D)
+        of.durable()
+    of.acks(C, D)
+    ask = messages.PreVote(cases.SESSION, 1)
+    assert B not in of.voters
+    assert [message for _, message in cases.sent(of.brain.from_voter(of.now, B, ask))] == [
+        Out(cases.SESSION, of.number)
+    ]
+    of.severed(D)
+    assert len(of.searches()) == 1
+    of.brain.found(of.now, cases.SESSION, Seat(B, "replica", NEWCOMER.addresses))
+    assert cases.sent(of.brain.from_voter(of.now, B, ask)) == []
