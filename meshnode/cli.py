@@ -74,7 +74,7 @@ def up(
     model: Annotated[str, typer.Option(help="What to serve: a model's name or digest.")] = "",
     numeric_class: Annotated[str, typer.Option(help="w8, i8, bf16 or f32.")] = "",
     memory_mib: Annotated[int | None, typer.Option(help="KV memory for sessions.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Torch threads.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that compute.")] = None,
     host: Annotated[bool | None, typer.Option("--host/--no-host", help="Run sessions here.")] = None,
     vote: Annotated[bool | None, typer.Option("--vote/--no-vote", help="Keep sessions' logs here.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Go to the background once it is up.")] = False,

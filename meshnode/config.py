@@ -60,7 +60,7 @@ class Node:
     download_mbit_s_max: int = 0
     """Megabits a second for a model that this node fetches from others; 0 is no limit."""
     threads: int = 0
-    """Torch threads; 0 takes half of the cores, at least one: the owner's own work comes first."""
+    """Threads that compute; 0 takes half of the cores, at least one: the owner's own work comes first."""
 
 
 def read(raw: Mapping[str, Any]) -> Node:
