@@ -76,7 +76,7 @@ class Client:
         self._last_seq = self._epoch = 0
         self._leaving = False
         tables: dict[str, Any] = {
-            "characteristics": {"kind": options.kind, "context_tokens": 1024},
+            "characteristics": {"kind": options.kind, "context_tokens": max(1024, 2 * options.turns * options.tokens)},
             "agent": {"max_tokens": options.tokens, "temperature": self.rng.choice((0.0, 0.7)), "seed": 7},
             "migration": {"replicas": options.replicas},
         }
