@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 import transformers
 
+from bench import _reference
 from meshnode import errors, ids, ports
 from meshnode.engine import engine, weights
 from meshnode.models import store, tokenizer
@@ -57,28 +57,8 @@ def reference(load: functools.partial[engine.TorchEngine]) -> engine.TorchEngine
 @pytest.fixture(scope="module")
 def peer(model: Path) -> transformers.LlamaForCausalLM:
     """transformers over the same weights, in float32."""
-    of = weights.shape(model)
-    config = transformers.LlamaConfig(
-        vocab_size=of.vocabulary,
-        hidden_size=of.hidden,
-        intermediate_size=of.ffn,
-        num_hidden_layers=of.layers,
-        num_attention_heads=of.heads,
-        num_key_value_heads=of.kv_heads,
-        head_dim=of.head_dim,
-        max_position_embeddings=of.context_tokens_max,
-        rms_norm_eps=of.rms_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": of.rope_theta},
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    found = transformers.LlamaForCausalLM(config).eval()
-    named = {name: part.float() for name, part in safetensors.torch.load_file(model / "weights.safetensors").items()}
-    missing = found.load_state_dict(named, strict=False)
-    assert missing.missing_keys == ["lm_head.weight"]
-    assert missing.unexpected_keys == []
-    found.tie_weights()
+    assert weights.shape(model).tied
+    found: transformers.LlamaForCausalLM = _reference.model(model)
     return found
 
 
